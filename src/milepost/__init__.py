@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""milepost keeps the state of long-running numerical programs: training runs, and inference rollouts."""
+
+from milepost.catalog import Catalog, Pruning, Restored
+from milepost.catalog import open_catalog as open
+from milepost.checkpoint import Checkpoint, LeafRef, Report
+from milepost.checkpointer import Checkpointer, PendingSave, load, save
+from milepost.diff import Diff
+from milepost.engine.transfer import Limits
+from milepost.errors import (
+    CheckpointError,
+    CommitUnknownError,
+    ConflictError,
+    CorruptionError,
+    FormatError,
+    NotFoundError,
+    SaveFailedError,
+    StorageError,
+    StructureError,
+    UnsupportedLeafError,
+)
+from milepost.model.format import StepFormat
+from milepost.model.leaf import Box, LeafSpec
+from milepost.model.tree import SKIP, PerProcess
+from milepost.policy import (
+    All,
+    Best,
+    Continuous,
+    Every,
+    EveryNSteps,
+    First,
+    Latest,
+    OnPreemption,
+    OnSteps,
+    Spaced,
+    Window,
+    Within,
+    register_strategy,
+)
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "SKIP", "All", "Best", "Box", "Catalog", "Checkpoint", "CheckpointError", "Checkpointer", "CommitUnknownError",
+    "ConflictError", "Continuous", "CorruptionError", "Diff", "Every", "EveryNSteps", "First", "FormatError", "Latest",
+    "LeafRef", "LeafSpec", "Limits", "NotFoundError", "OnPreemption", "OnSteps", "PendingSave", "PerProcess", "Pruning",
+    "Report", "Restored", "SaveFailedError", "Spaced", "StepFormat", "StorageError", "StructureError",
+    "UnsupportedLeafError", "Window", "Within", "load", "open", "register_strategy", "save",
+]  # fmt: skip

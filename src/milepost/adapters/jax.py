@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""JAX: arrays under any sharding over this process's devices, typed keys, and `ShapeDtypeStruct` in a `like`.
+
+Run here on CPU devices only; device fetches follow JAX's public contract (`copy_to_host_async`, `numpy.asarray`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, final
+
+import jax
+import numpy as np
+
+from milepost.adapters import Array, Piece, Read, array_bytes
+from milepost.errors import StructureError, UnsupportedLeafError, message
+from milepost.model.leaf import KEY_WORDS, Box, LeafSpec, data_spec, dtype_name
+
+
+def _is_key(value: Any) -> bool:
+    return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def _impl(value: Any) -> str:
+    """Return the name of a key's generator; an abstract key tells it only to a trace."""
+    if not isinstance(value, jax.ShapeDtypeStruct):
+        return str(jax.random.key_impl(value))
+    names: list[str] = []
+
+    def ask(key: Any) -> Any:
+        names.append(str(jax.random.key_impl(key)))
+        return key
+
+    jax.eval_shape(ask, value)
+    return names[0]
+
+
+@final
+class JaxAdapter:
+    """JAX arrays. Immutable by JAX's contract; on CPU an array may alias a NumPy array that `device_put` was given."""
+
+    name = "jax"
+    immutable = True
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, jax.Array | jax.ShapeDtypeStruct)
+
+    def spec(self, array: Any) -> LeafSpec:
+        if isinstance(array, jax.core.Tracer):
+            raise UnsupportedLeafError("a traced value has no data\n  Save outside of `jax.jit` and the like.")
+        if isinstance(array, jax.Array) and array.is_deleted():
+            raise UnsupportedLeafError(
+                "the array was deleted or donated\n  Save before the call that donates it, or save its result."
+            )
+        if not _is_key(array):
+            return LeafSpec("array", dtype_name(np.dtype(array.dtype)), tuple(array.shape))
+        impl = _impl(array)
+        if impl not in KEY_WORDS:
+            raise UnsupportedLeafError(
+                message(
+                    "a key of this generator cannot be stored",
+                    expected=", ".join(KEY_WORDS),
+                    found=impl,
+                    remedy="Save `jax.random.key_data(key)` and wrap it again with `jax.random.wrap_key_data`.",
+                )
+            )
+        return LeafSpec("key", f"key<{impl}>", tuple(array.shape))
+
+    def identity(self, array: Any) -> Hashable | None:
+        return id(array)
+
+    def pieces(self, array: Any) -> Sequence[Piece]:
+        data: Any = jax.random.key_data(array) if _is_key(array) else array
+        return [
+            Piece(Box.of_slices(shard.index, data.shape), shard.data, shard.replica_id)
+            for shard in data.addressable_shards
+        ]
+
+    def start(self, pieces: Sequence[Piece]) -> None:
+        for piece in pieces:
+            if piece.handle.device.platform != "cpu":
+                piece.handle.copy_to_host_async()
+
+    def capture(self, piece: Piece, out: memoryview | None) -> memoryview:
+        return array_bytes(np.asarray(piece.handle), out)
+
+    def place(self, like: Any, spec: LeafSpec, read: Read) -> Any:
+        data = data_spec(spec)
+        sharding = _sharding(like)
+        boxes: dict[Box, Array] = {}
+
+        def block(index: tuple[slice, ...]) -> Array:
+            box = Box.of_slices(index, data.shape)
+            if box not in boxes:  # equal shards are asked for once each
+                boxes[box] = read(box)
+            return boxes[box]
+
+        # Without a sharding the array stays uncommitted, so that a jitted program may still move it.
+        if sharding is None:
+            array = jax.device_put(read(Box.whole(data.shape)))
+        else:
+            array = jax.make_array_from_callback(data.shape, sharding, block)
+        if dtype_name(np.dtype(array.dtype)) != data.dtype:
+            raise StructureError(
+                f"JAX holds no {data.dtype} in its 32-bit mode\n"
+                '  Set `jax.config.update("jax_enable_x64", True)`, or give a 32-bit `like` with dtype="cast".'
+            )
+        if spec.kind == "key":
+            return jax.random.wrap_key_data(array, impl=spec.dtype[4:-1])
+        if getattr(like, "weak_type", False) and not data.shape:
+            weak = jax.numpy.asarray(array.item())  # a Python scalar's array is the only weakly typed one to be made
+            return weak if weak.dtype == array.dtype else array
+        return array
+
+    def fill(self, target: Any, spec: LeafSpec, read: Read) -> bool:
+        return False
+
+    def abstract(self, value: Any) -> bool:
+        return isinstance(value, jax.ShapeDtypeStruct)
+
+
+def _sharding(like: Any) -> Any:
+    """Return where a new array is to lie, None for wherever JAX puts it."""
+    sharding = getattr(like, "sharding", None)
+    if sharding is None or (isinstance(like, jax.Array) and not like.committed):
+        return None
+    if isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh):
+        mesh = jax.sharding.get_mesh()
+        if mesh.empty:
+            raise StructureError(
+                "the shardings of `like` name a mesh without devices (`jax.eval_shape` keeps only its shape)\n"
+                "  Load within `jax.set_mesh(mesh)`, or give `ShapeDtypeStruct`s with a `NamedSharding` of a mesh."
+            )
+        return jax.sharding.NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+    return sharding
+
+
+ADAPTER = JaxAdapter()

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""NumPy: arrays of every dtype, and the states of its random generators."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, final
+
+import numpy as np
+
+from milepost.adapters import Array, Piece, Read, array_bytes, register_provider, state_error
+from milepost.errors import UnsupportedLeafError
+from milepost.model.leaf import Box, LeafSpec, dtype_info, dtype_name
+
+
+@final
+class NumpyAdapter:
+    """NumPy arrays, subclasses refused (masked arrays and matrices would come back as less than they were)."""
+
+    name = "numpy"
+    immutable = False
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, np.ndarray)
+
+    def spec(self, array: Array) -> LeafSpec:
+        if isinstance(array, np.ma.MaskedArray):
+            raise UnsupportedLeafError("a masked array cannot be stored\n  Save its `.data` and `.mask`.")
+        return LeafSpec("array", dtype_name(array.dtype), array.shape)
+
+    def identity(self, array: Array) -> Hashable | None:
+        if not array.nbytes:
+            return None
+        return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype
+
+    def pieces(self, array: Array) -> Sequence[Piece]:
+        return [Piece(Box.whole(array.shape), array)]
+
+    def start(self, pieces: Sequence[Piece]) -> None:
+        pass
+
+    def capture(self, piece: Piece, out: memoryview | None) -> memoryview:
+        return array_bytes(piece.handle, out)
+
+    def place(self, like: Any, spec: LeafSpec, read: Read) -> Array:
+        return read(Box.whole(spec.shape))
+
+    def fill(self, target: Array, spec: LeafSpec, read: Read) -> bool:
+        if not target.flags.writeable:
+            return False
+        if target.flags.c_contiguous and target.dtype == dtype_info(spec.dtype).numpy and target.dtype.names is None:
+            read(Box.whole(spec.shape), target)
+        else:
+            target[...] = read(Box.whole(spec.shape))
+        return True
+
+    def abstract(self, value: Any) -> bool:
+        return False
+
+
+ADAPTER = NumpyAdapter()
+
+
+@final
+class _Generator:
+    by_leaf = False
+    by_value = True
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, np.random.Generator)
+
+    def tree(self, value: np.random.Generator) -> Any:
+        state = dict(value.bit_generator.state)
+        seeds = value.bit_generator.seed_seq
+        if type(seeds) is np.random.SeedSequence:  # what `spawn` goes on from
+            state["seed_seq"] = dict(seeds.state)
+        return state
+
+    def restore(self, value: np.random.Generator, tree: Any) -> None:
+        _check(tree, type(value.bit_generator).__name__)
+        state = dict(tree)
+        seeds = state.pop("seed_seq", None)
+        if seeds is None:
+            value.bit_generator.state = state
+        else:
+            entropy = seeds["entropy"]
+            seeds["entropy"] = [int(word) for word in entropy] if isinstance(entropy, np.ndarray) else entropy
+            value.bit_generator.__setstate__((state, np.random.SeedSequence(**seeds)))
+
+
+@final
+class _RandomState:
+    by_leaf = False
+    by_value = True
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, np.random.RandomState)
+
+    def tree(self, value: np.random.RandomState) -> Any:
+        return value.get_state(legacy=False)
+
+    def restore(self, value: np.random.RandomState, tree: Any) -> None:
+        _check(tree, type(getattr(value, "_bit_generator", None)).__name__)
+        value.set_state(tree)
+
+
+def _check(tree: Any, kind: str) -> None:
+    saved = tree.get("bit_generator") if isinstance(tree, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+    if saved != kind:
+        raise state_error(f"a NumPy generator over {kind}", f"a generator over {saved}")
+
+
+register_provider(_Generator())
+register_provider(_RandomState())

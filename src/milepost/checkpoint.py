@@ -1,0 +1,478 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read one checkpoint: load, load_into, leaf, at, verify, diff."""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeVar, final
+
+import numpy as np
+import xxhash
+
+from milepost.diff import Diff, compared
+from milepost.engine.commit import Root
+from milepost.engine.place import Options, Stored, load_into, load_like, load_plain
+from milepost.engine.transfer import Array, Damage, Source
+from milepost.errors import CheckpointError, CorruptionError, FormatError, NotFoundError, folded, message
+from milepost.model import format as fmt
+from milepost.model import keypath, tree
+from milepost.model.format import Manifest, Note, Slot
+from milepost.model.keypath import Globs, KeyPath
+from milepost.model.leaf import Box, LeafSpec
+from milepost.model.value import decode
+from milepost.stores import Hold
+
+_log = logging.getLogger("milepost")
+_T = TypeVar("_T")
+_UNSET: Any = object()
+
+
+@final
+class LeafRef:
+    """One stored leaf not yet read; slicing reads only that range."""
+
+    __slots__ = ("_opened", "_there", "path", "spec")
+
+    def __init__(self, opened: Opened, path: KeyPath, there: KeyPath) -> None:
+        self._opened, self._there = opened, there
+        self.path = path
+        self.spec: LeafSpec = opened.stored.spec(there)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the leaf's data; 0 for a value."""
+        return self.spec.nbytes
+
+    def read(self) -> Any:
+        """Return the whole leaf: a NumPy array, or the value."""
+        with self._opened.lease():
+            return self._opened.stored.leaf(self._there)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return the part that NumPy's basic indexing (integers, slices, `...`) selects, reading no other range."""
+        array = self._opened.stored.table.arrays.get(self._there)
+        if array is None:
+            raise TypeError(f"{self.path} is a {self.spec}, which has no parts: use read()")
+        box, rest = _box_of(index, array.shape)
+        with self._opened.lease():
+            return self._opened.stored.source.read(self._there, array, box)[rest]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        value = np.asarray(self.read())
+        return value if dtype is None else value.astype(dtype)
+
+    def __repr__(self) -> str:
+        return f"LeafRef({self.path!r}, {self.spec})"
+
+
+@final
+class _Leaves(Mapping[str, LeafRef]):
+    """The leaves of a checkpoint by key path, in the tree's order."""
+
+    def __init__(self, opened: Opened, entries: dict[KeyPath, KeyPath]) -> None:
+        self._opened, self._entries = opened, entries
+
+    def __getitem__(self, path: str) -> LeafRef:
+        there = self._entries.get(path)
+        if there is None:
+            raise KeyError(path)
+        return LeafRef(self._opened, path, there)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} leaves: {folded(self._entries)}>"
+
+
+@final
+class Opened:
+    """The records of one checkpoint, read when first asked for, shared by its views."""
+
+    def __init__(self, root: Root, slot: Slot, manifest: Manifest, *, rank: int = 0, superseded: bool = False) -> None:
+        self.root, self.slot, self.manifest, self.rank, self.superseded = root, slot, manifest, rank, superseded
+        self.where = f"step {slot.step} of {root.url}"
+
+    @cached_property
+    def stored(self) -> Stored:
+        table = self.root.table(self.slot, self.manifest)
+        packs = [pack.name for pack in table.packs]
+        source = Source(self.root.store, self.slot, packs, self.root.damaged)
+        return Stored(table, source, keypath.ROOT, table.tree, self.rank, self.where)
+
+    @cached_property
+    def notes(self) -> list[Note]:
+        return self.root.notes(self.slot, self.manifest)
+
+    def lease(self) -> Hold:
+        return self.root.lease(self.slot, self.manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `verify` looked at, all of it whole.
+
+    Attributes:
+        step: the step.
+        leaves: how many leaves.
+        nbytes: bytes read and compared with their digests; 0 when not deep.
+        files: how many files.
+        deep: whether every byte was read.
+        seconds: how long it took.
+    """
+
+    step: int
+    leaves: int
+    nbytes: int
+    files: int
+    deep: bool
+    seconds: float
+
+
+@final
+class Checkpoint:
+    """One committed checkpoint: an immutable handle without open files.
+
+    `at(path)` gives a view of a part of it, with the same methods.
+    """
+
+    def __init__(self, opened: Opened, *, path: KeyPath = keypath.ROOT) -> None:
+        self._opened = opened
+        self._path = path
+
+    # --- what it is
+
+    @property
+    def step(self) -> int:
+        """The integer that orders the checkpoints of a run."""
+        return self._opened.slot.step
+
+    @property
+    def created(self) -> dt.datetime:
+        """When it was committed, UTC by the writer's clock."""
+        return dt.datetime.fromisoformat(self._opened.manifest.time)
+
+    @property
+    def reason(self) -> str:
+        """Why it was saved."""
+        return self._opened.manifest.reason
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics given at the save and by later `annotate` calls; later ones win."""
+        return _merged(self._opened.manifest.metrics, [note.metrics for note in self._opened.notes])
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Metadata given at the save and by later `annotate` calls; later ones win."""
+        return _merged(self._opened.manifest.metadata, [note.metadata for note in self._opened.notes])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, however many of them are shared with other steps on disk."""
+        if self._path:
+            return sum(ref.nbytes for ref in self.leaves.values())
+        return self._opened.manifest.nbytes
+
+    @property
+    def info(self) -> Info:
+        """Names and numbers for tools: the slot, epoch, parent, pins, files."""
+        opened, manifest = self._opened, self._opened.manifest
+        pins = dict.fromkeys(manifest.pins)
+        for note in opened.notes:
+            if note.pin is not None:
+                pins[note.pin] = None
+            if note.unpin is not None:
+                pins.pop(note.unpin, None)
+        new = sum(file.nbytes for file in manifest.files if not file.linked)
+        return Info(
+            manifest.id, opened.slot.name, manifest.epoch, manifest.parent, tuple(pins), opened.superseded, new,
+            dict(manifest.versions), manifest.world, manifest.keep, tuple((file.name, file.nbytes, file.linked) for file in manifest.files),
+        )  # fmt: skip
+
+    @cached_property
+    def leaves(self) -> Mapping[str, LeafRef]:
+        """The leaves by key path, in the tree's order, not yet read."""
+        return _Leaves(self._opened, self._stored.entries(None))
+
+    @cached_property
+    def _stored(self) -> Stored:
+        stored = self._opened.stored
+        if not self._path:
+            return stored
+        try:
+            node, there = tree.subtree(stored.table.tree, self._path, stored.rank)
+        except KeyError:
+            raise self._no_leaf(self._path, keypath.ROOT) from None
+        return Stored(stored.table, stored.source, there, node, stored.rank, f"{stored.where}, {self._path}")
+
+    # --- reading
+
+    def leaf(self, path: str) -> LeafRef:
+        """Return one leaf by its key path.
+
+        Raises:
+            NotFoundError: there is none; the message names the nearest.
+        """
+        found = self.leaves.get(path) or _Leaves(self._opened, self._stored.entries(self._opened.rank)).get(path)
+        if found is None:
+            raise self._no_leaf(path, self._path)
+        return found
+
+    def at(self, path: str) -> Checkpoint:
+        """Return a view of the part of the tree at a key path.
+
+        Raises:
+            NotFoundError: there is no such node.
+        """
+        view = Checkpoint(self._opened, path=keypath.join(self._path, path) if path else self._path)
+        view._stored  # noqa: B018 a wrong path is told here, where it was written
+        return view
+
+    def load(
+        self,
+        like: _T = _UNSET,
+        *,
+        rename: Mapping[str, str] | None = None,
+        missing: Literal["error", "keep"] = "error",
+        unexpected: Literal["error", "ignore"] = "error",
+        dtype: Literal["error", "cast"] = "error",
+        only: Globs | None = None,
+        exclude: Globs = (),
+        lazy: bool = False,
+    ) -> _T:
+        """Return the saved tree, every byte checked.
+
+        Args:
+            like: a tree of arrays or of specs (`jax.ShapeDtypeStruct`, meta tensors, `LeafSpec`), or `mp.SKIP` where
+                nothing is to be read. Its containers and frameworks decide what comes back; shardings in it reshard.
+                Without it: builtin containers and NumPy arrays.
+            rename: saved path -> path in `like`; globs, the wildcards of which keep what they matched.
+            missing: `keep` leaves in `like` what was not saved.
+            unexpected: `ignore` leaves unread what `like` does not have.
+            dtype: `cast` converts numbers to the dtypes of `like`.
+            only: read these paths of `like` alone (globs); the rest of `like` stays as it is.
+            exclude: leave these paths as they are in `like`.
+            lazy: map files instead of reading them: no copy, nothing checked until `verify`. Local roots only.
+
+        Raises:
+            StructureError: the trees differ; all differences at once, before a byte is read.
+            CorruptionError: bytes are not those that were written.
+            NotFoundError: `deleted`, the step was retired meanwhile.
+        """
+        options = Options(rename or {}, missing, unexpected, dtype, only, exclude, lazy)
+        with self._reading("loaded"):
+            if like is _UNSET:
+                return load_plain(self._stored, options)
+            return load_like(self._stored, like, options)
+
+    def load_into(
+        self,
+        target: Any,
+        *,
+        rename: Mapping[str, str] | None = None,
+        missing: Literal["error", "keep"] = "error",
+        unexpected: Literal["error", "ignore"] = "error",
+        dtype: Literal["error", "cast"] = "error",
+        only: Globs | None = None,
+        exclude: Globs = (),
+    ) -> None:
+        """Restore a tree in place: arrays are overwritten, objects with state take it, other leaves are replaced.
+
+        Arguments as in `load`. Everything is compared before anything changes; when a read fails then, a note on the
+        error names what was already changed.
+
+        Raises:
+            StructureError: the trees differ, or a leaf stands where it cannot be replaced (a tuple).
+            CorruptionError: bytes are not those that were written.
+        """
+        options = Options(rename or {}, missing, unexpected, dtype, only, exclude)
+        with self._reading("loaded"):
+            load_into(self._stored, target, options)
+
+    def lease(self) -> Hold:
+        """Keep retention away from this step while the returned hold is open (`with ckpt.lease(): ...`)."""
+        return self._opened.lease()
+
+    def diff(self, other: Checkpoint) -> Diff:
+        """Compare with another checkpoint, by digests: no array is read. `Diff.stats(path)` reads two."""
+        return compared(self._stored, other._stored)
+
+    def verify(self, *, deep: bool = True) -> Report:
+        """Check records, sizes and, when deep, every byte and every pack header against their digests.
+
+        Raises:
+            CorruptionError: with everything that is damaged in `.damaged`.
+        """
+        start = time.monotonic()
+        with self._opened.lease():
+            damaged, nbytes = _damage(self, deep)
+        if damaged:
+            raise CorruptionError(
+                message(
+                    f"{self._opened.where} is damaged in {len(damaged)} places",
+                    remedy="\n  ".join([*map(str, damaged[:20]), "Load another step, or restore the file from a copy."]),
+                ),
+                damaged=damaged,
+            )
+        manifest = self._opened.manifest
+        seconds = time.monotonic() - start
+        return Report(self.step, len(self.leaves), nbytes, len(manifest.files) + 1, deep, seconds)
+
+    def _reading(self, verb: str) -> _Reading:
+        return _Reading(self._opened, verb, self)
+
+    def _no_leaf(self, path: str, below: KeyPath) -> NotFoundError:
+        stored = self._opened.stored
+        names = [keypath.relative(name, below) for name in dict(tree.visible(stored.table.tree, None))]
+        near = difflib.get_close_matches(path, names, 3, 0.4) or [n for n in names if path.split("/")[-1] in n][:3]
+        tops = dict.fromkeys(name.split("/")[0] for name in names)
+        return NotFoundError(
+            f"{stored.where} has no {path!r}\n"
+            f"  {'Near it: ' + ', '.join(near) + '. ' if near else ''}At the top: {folded(tops)}."
+        )
+
+    def __repr__(self) -> str:
+        part = f", at {self._path!r}" if self._path else ""
+        return f"<Checkpoint step {self.step} of {self._opened.root.url}{part}, {self.nbytes:,} bytes>"
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """Names and numbers of a checkpoint, for tools.
+
+    Attributes:
+        id: unlike the step, never used twice.
+        slot: the name of its folder.
+        epoch: the writer's.
+        parent: the slot that its writer went on from.
+        pins: names that keep it.
+        superseded: a newer writer went on from before this step, so it is no longer in the line of `latest`.
+        new_nbytes: bytes of files that this save wrote; the other files are hard links.
+        versions: of milepost, Python and the frameworks at the save.
+        world: how many processes saved it.
+        keep: the keep policy's phrase at the save.
+        files: name, bytes and whether an earlier save wrote it.
+    """
+
+    id: str
+    slot: str
+    epoch: int
+    parent: str | None
+    pins: tuple[str, ...]
+    superseded: bool
+    new_nbytes: int
+    versions: dict[str, str]
+    world: int
+    keep: str
+    files: tuple[tuple[str, int, bool], ...]
+
+
+@final
+class _Reading:
+    """A lease for the time of a read, and one line in the log."""
+
+    def __init__(self, opened: Opened, verb: str, checkpoint: Checkpoint) -> None:
+        self._opened, self._verb, self._checkpoint = opened, verb, checkpoint
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+        self._hold = self._opened.lease()
+
+    def __exit__(self, kind: object, error: object, _: object) -> None:
+        self._hold.close()
+        if error is None:
+            seconds = time.monotonic() - self._start
+            _log.info("%s %s: %d bytes in %.3f s", self._verb, self._opened.where, self._checkpoint.nbytes, seconds)
+
+
+def _merged(first: Any, later: list[Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for data in [first, *later]:
+        if data:
+            result.update(decode(data))
+    return result
+
+
+def _box_of(index: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Any, ...]]:
+    """Return the box that basic indexing needs, and the index to apply to it afterwards."""
+    items = list(index) if isinstance(index, tuple) else [index]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    if any(item is not Ellipsis and not isinstance(item, slice) and not hasattr(item, "__index__") for item in items):
+        raise TypeError(f"a leaf is indexed by integers, slices and `...`, not {index!r}: read() it first")
+    if Ellipsis in items:
+        at = items.index(Ellipsis)
+        items[at : at + 1] = [slice(None)] * (len(shape) - len(items) + 1)
+    if len(items) > len(shape):
+        raise IndexError(f"{len(items)} indices for an array of shape {shape}")
+    items += [slice(None)] * (len(shape) - len(items))
+    start, stop, rest = [], [], []
+    for item, size in zip(items, shape, strict=True):
+        if isinstance(item, slice):
+            positions = range(*item.indices(size))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+            low, high = (min(positions), max(positions) + 1) if positions else (0, 0)
+            reverse = slice(None, None, positions.step) if positions else slice(None)
+            rest.append(reverse)
+        else:
+            low = int(item) + size if int(item) < 0 else int(item)
+            if not 0 <= low < size:
+                raise IndexError(f"index {int(item)} is out of bounds for a dimension of size {size}")
+            high = low + 1
+            rest.append(0)
+        start.append(low)
+        stop.append(high)
+    return Box(tuple(start), tuple(stop)), tuple(rest)
+
+
+def _damage(checkpoint: Checkpoint, deep: bool) -> tuple[list[Damage], int]:
+    opened = checkpoint._opened  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    root, slot, step = opened.root, opened.slot, opened.slot.step
+    damaged: list[Damage] = []
+    try:
+        stored = opened.stored
+        opened.notes  # noqa: B018 read and checked
+    except (CorruptionError, FormatError, NotFoundError) as error:
+        if isinstance(error, NotFoundError) and error.code == "deleted":
+            raise
+        return [Damage(step, "", "records", 0, 0, "whole records", str(error).partition("\n")[0])], 0
+    sizes = {info.key: info.nbytes for info in root.store.list(slot.key(""))}
+    for file in opened.manifest.files:
+        found = sizes.get(slot.key(file.name))
+        if found != file.nbytes:
+            what = "no file" if found is None else f"{found:,} bytes"
+            damaged.append(Damage(step, "", file.name, 0, file.nbytes, f"{file.nbytes:,} bytes", what))
+    if not deep:
+        return damaged, 0
+    missing = {damage.file for damage in damaged if damage.found == "no file"}
+    nbytes = 0
+    for pack in stored.table.packs:
+        if pack.name not in missing:
+            damaged += _header_damage(root, slot, pack)
+    for path, array in stored.table.arrays.items():
+        for box in array.boxes:
+            if stored.table.packs[box.pack].name not in missing:
+                damaged += stored.source.check_box(path, box)
+                nbytes += box.nbytes
+    return damaged, nbytes
+
+
+def _header_damage(root: Root, slot: Slot, pack: fmt.PackRecord) -> list[Damage]:
+    try:
+        data = root.store.get(slot.key(pack.name), length=pack.header_nbytes)
+        found = xxhash.xxh3_128_hexdigest(data)
+    except CheckpointError as error:
+        found = str(error).partition("\n")[0]
+    if found == pack.header_digest:
+        return []
+    expected = f"xxh3-128 {pack.header_digest}"
+    return [Damage(slot.step, "the pack's header", pack.name, 0, pack.header_nbytes, expected, found)]
+
+

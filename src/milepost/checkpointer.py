@@ -1,0 +1,520 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write one run: policy, plan, capture, hand over, report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar, final
+
+from milepost.catalog import Catalog, open_catalog
+from milepost.checkpoint import Checkpoint, Opened
+from milepost.engine import save as saving
+from milepost.engine.capture import Arena, borrowed, capture, copied_nbytes
+from milepost.engine.commit import Lock, Root, open_root
+from milepost.engine.save import Base, Captured, Order, Written
+from milepost.engine.transfer import Limits
+from milepost.errors import (
+    CheckpointError,
+    ConflictError,
+    CorruptionError,
+    NotFoundError,
+    SaveFailedError,
+    StorageError,
+    StructureError,
+    message,
+)
+from milepost.group import Group, Solo
+from milepost.model.format import MAX_STEP, Slot, StepFormat
+from milepost.model.value import decode, encode
+from milepost.policy import (
+    DEFAULT_KEEP,
+    DEFAULT_SAVE,
+    All,
+    KeepPolicy,
+    Moment,
+    OnPreemption,
+    SavePolicy,
+    keep_policy,
+    pin_name,
+    save_policy,
+)
+from milepost.signals import Signals
+from milepost.stores import Store, open_store
+
+_log = logging.getLogger("milepost")
+_T = TypeVar("_T")
+_UNSET: Any = object()
+Where = str | os.PathLike[str] | Store
+
+EXIT_STOPPED = 75
+"""The exit code of a run that saved and was interrupted: run the same command again (EX_TEMPFAIL, sysexits.h)."""
+
+
+@final
+class PendingSave:
+    """A save in flight."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+        self._checkpoint: Checkpoint | None = None
+        self._error: BaseException | None = None
+        self._callbacks: list[Callable[[PendingSave], None]] = []
+        self.reported = False
+        self.pid = os.getpid()
+
+    def done(self) -> bool:
+        """Return whether the save is over, well or not."""
+        return self._done.is_set()
+
+    def result(self, timeout_s: float | None = None) -> Checkpoint:
+        """Wait, and return the checkpoint or raise what went wrong.
+
+        Raises:
+            TimeoutError: it is not over after `timeout_s` seconds; the save goes on.
+            CheckpointError: the save failed.
+        """
+        if os.getpid() != self.pid:
+            raise ConflictError(f"step {self.step} is being saved by the parent of this process", code="forked")
+        if not self._done.wait(timeout_s):
+            raise TimeoutError(f"the save of step {self.step} is not over after {timeout_s:g} s")
+        if self._error is not None:
+            self.reported = True
+            raise self._error
+        assert self._checkpoint is not None
+        return self._checkpoint
+
+    def add_done_callback(self, fn: Callable[[PendingSave], None]) -> None:
+        """Call `fn(self)` when the save is over, on the thread that ended it; at once when it is over already."""
+        with self._lock:
+            if not self._done.is_set():
+                self._callbacks.append(fn)
+                return
+        fn(self)
+
+    def finish(self, checkpoint: Checkpoint | None, error: BaseException | None) -> None:
+        """Say how it ended; the Checkpointer calls this."""
+        with self._lock:
+            self._checkpoint, self._error = checkpoint, error
+            self._done.set()
+            callbacks, self._callbacks = self._callbacks, []
+        for fn in callbacks:
+            try:
+                fn(self)
+            except Exception:  # noqa: BLE001 a callback's error is not the save's, and has nobody else to go to
+                _log.exception("a callback of the save of step %d failed", self.step)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is over and failed."""
+        return self._error is not None
+
+
+@final
+class Checkpointer:
+    """Writes one run: a root, its policies, and saves in the background.
+
+    Opening takes no lock; the first save does, for this process. Use it in a `with`, or call `close`.
+
+    Args:
+        where: the root; made when it is not there.
+        save: when a save is due, as a policy or a phrase; default `First() | Every(minutes=10) | OnPreemption()`.
+        keep: which checkpoints stay, as a policy or a phrase; default all.
+        group: the processes that save together; default this one alone.
+        limits: memory, time and bandwidth.
+        step_format: how new roots name their slots.
+        metadata: what identifies the run (model, configuration); a root with other metadata is refused.
+        busy: what `due` says while a save is being written: `wait` lets the next save wait for it, `skip` says no.
+        donated: the program donates its JAX arrays to the next step, so they are copied instead of held.
+        copy: `always` copies immutable arrays too (JAX arrays on CPU that alias a NumPy array which changes).
+        resume_from: the checkpoint that this run goes on from, when that is not the latest; later ones of the older
+            line are then superseded.
+        read_only: never write anything.
+    """
+
+    def __init__(
+        self,
+        where: Where,
+        *,
+        save: SavePolicy | str | None = None,
+        keep: KeepPolicy | str | None = None,
+        group: Group | None = None,
+        limits: Limits | None = None,
+        step_format: StepFormat | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        busy: Literal["wait", "skip"] = "wait",
+        donated: bool = False,
+        copy: Literal["auto", "always"] = "auto",
+        resume_from: Checkpoint | None = None,
+        read_only: bool = False,
+    ) -> None:
+        _choice("busy", busy, ("wait", "skip"))
+        _choice("copy", copy, ("auto", "always"))
+        self._save: SavePolicy = DEFAULT_SAVE if save is None else save_policy(save)
+        self._keep: KeepPolicy = DEFAULT_KEEP if keep is None else keep_policy(keep)
+        self._group = _alone(group)
+        self._limits = limits or Limits()
+        self._busy, self._copy = busy, donated or copy == "always"
+        self._resume_from, self._read_only = resume_from, read_only
+        self._defaults = ("save" if save is None else "", "keep" if keep is None else "")
+        store = open_store(where, create=not read_only)
+        identity = None if metadata is None else encode(dict(metadata))
+        self._root: Root = open_root(
+            store, create=True, steps=step_format, metadata=identity, read_only=read_only
+        )
+        _check_identity(self._root, identity)
+        self.catalog = Catalog(self._root, keep=self._keep, rank=self._group.rank, fell_back=self._fell_back)
+        """The checkpoints of this root."""
+        self._arena = Arena()
+        self._lock: Lock | None = None
+        self._base: Base | None = None
+        self._parent: str | None = None
+        self._pending: PendingSave | None = None
+        self._thread: threading.Thread | None = None
+        self._last_step: int | None = None
+        self._known = False
+        self._reasons: dict[int, str] = {}
+        self._opened_s = time.monotonic()
+        self._last_s: float | None = None
+        self._stopping = False
+        self._signals = Signals()
+        if not read_only and _listens(self._save):
+            self._signals.install()
+
+    # --- when
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run was asked to stop, and `due` has been asked since: save what is due, then leave the loop."""
+        return self._stopping
+
+    @property
+    def exit_code(self) -> int:
+        """75 when the run was interrupted and should be started again, else 0."""
+        return EXIT_STOPPED if self._stopping else 0
+
+    def due(self, step: int, *, last: bool = False) -> str | None:
+        """Return why a save is due at this step, None when it is not; asking twice gives the same answer.
+
+        Args:
+            step: the step that was just done.
+            last: it is the run's last one, which is a reason of its own.
+        """
+        if self._read_only:
+            return None
+        self._learn_last_step()
+        received = self._signals.received
+        self._stopping = self._stopping or self._signals.stop
+        busy = self._pending is not None and not self._pending.done()
+        moment = Moment(
+            step=step, last_step=self._last_step, now_s=time.monotonic(), last_s=self._last_s,
+            opened_s=self._opened_s, saving=busy, preempted=received,
+        )  # fmt: skip
+        reason = self._save.due(moment)
+        if last and not moment.behind:
+            reason = "last" if reason is None else f"{reason} · last"
+        if reason is not None and busy and self._busy == "skip" and not last and received is None:
+            return None
+        if reason is not None:
+            self._reasons = {step: reason}
+        return reason
+
+    def _fell_back(self, checkpoint: Checkpoint) -> None:
+        # The catalog restored an older step because newer ones are damaged: this run goes on from there.
+        self._resume_from, self._known, self._base = checkpoint, False, None
+
+    def _learn_last_step(self) -> None:
+        if self._known:
+            return
+        start = self._resume_from
+        if start is None:
+            try:
+                start = self.catalog.latest()
+            except CorruptionError:
+                start = None  # told by whoever reads it, or by the save
+        if start is not None:
+            self._last_step = start.step
+        self._known = True
+
+    # --- save
+
+    def save(
+        self,
+        step: int,
+        tree: Any,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        overwrite: bool = False,
+    ) -> PendingSave:
+        """Save a tree as a step. When this returns, the caller may overwrite, donate or free every array.
+
+        The write goes on in the background. A failure of the save before is raised here, once; this save is then
+        not begun.
+
+        Args:
+            step: 0 to 2^63 - 1, above the latest.
+            tree: dicts, lists, tuples, dataclasses, registered nodes of arrays, values and objects with state.
+            metrics: what `Best` and the table look at.
+            metadata: anything else to be found again.
+            overwrite: replace the step when it is there; there is no moment without it.
+
+        Raises:
+            UnsupportedLeafError: something in the tree cannot be stored, with its path.
+            ConflictError: `exists`, `behind`, `locked`, `fenced`, `forked`.
+            StorageError: the disk or store failed.
+        """
+        if isinstance(step, bool) or not hasattr(step, "__index__") or not 0 <= int(step) <= MAX_STEP:
+            raise ValueError(f"step {step!r}: a step is an integer from 0 to 2^63 - 1")
+        step = int(step)
+        if self._read_only:
+            raise ConflictError(f"{self._root.url} was opened with read_only=True\n  Open it without.", code="read_only")
+        self.wait(timeout_s=self._limits.timeout_s)
+        self._log_defaults()
+        captured = saving.prepare(tree, rank=self._group.rank)
+        order = self._order(step, metrics, metadata, overwrite)
+        pending = PendingSave(step)
+        self._hand_over(pending, order, captured)
+        self._last_step, self._last_s, self._known = step, time.monotonic(), True
+        self._reasons.pop(step, None)
+        self._signals.saved()
+        return pending
+
+    def _order(
+        self, step: int, metrics: Mapping[str, Any] | None, metadata: Mapping[str, Any] | None, overwrite: bool
+    ) -> Order:
+        if self._lock is None:
+            self._lock = self._root.locked()
+        start, self._resume_from = self._resume_from, None
+        record = self._lock.epoch(None if start is None else self._root.steps.parse(start.info.slot))
+        self._parent = record.resumed_from
+        replaces = self._conflicts(step, overwrite)
+        pin = pin_name(self._save, step)
+        return Order(
+            step, self._reasons.get(step, "asked for"), encode(dict(metrics or {})), encode(dict(metadata or {})),
+            [pin] if pin else [], str(self._keep), record.resumed_from, replaces,
+        )  # fmt: skip
+
+    def _conflicts(self, step: int, overwrite: bool) -> list[Slot]:
+        """Return the generations that this save replaces.
+
+        Raises:
+            ConflictError: `exists` or `behind`.
+        """
+        self.catalog.refresh()
+        found = self.catalog.get(step)
+        if found is not None and not found.info.superseded:
+            if overwrite:
+                return [slot for slot in self._root.slots() if slot.step == step and self._root.committed(slot)]
+            raise ConflictError(
+                f"{self._root.url} has step {step} already, saved {found.created:%Y-%m-%d %H:%M:%S} UTC\n"
+                "  Save the next step, or pass overwrite=True.",
+                code="exists",
+            )
+        latest = self.catalog.latest()
+        if latest is not None and step < latest.step:
+            raise ConflictError(
+                f"{self._root.url}: step {step} lies behind the latest, {latest.step}\n"
+                "  To go on from an older checkpoint: Checkpointer(..., resume_from=catalog[step]).",
+                code="behind",
+            )
+        return []
+
+    def _hand_over(self, pending: PendingSave, order: Order, captured: Captured) -> None:
+        budget = self._limits.memory_bytes
+        base = self._linkable()
+        self._pending = pending
+        if budget is not None and copied_nbytes(captured.held, copy=self._copy) > budget:
+            # Too much to copy: write from the program's own memory, and return when that is done.
+            self._run(pending, order, captured, borrowed(captured.held), base)
+            return
+        buffers = capture(captured.held, self._arena, copy=self._copy)
+        # Not a daemon, and started now: a thread that is started while the interpreter exits fails (3.12).
+        self._thread = threading.Thread(
+            target=self._run, args=(pending, order, captured, buffers, base), name=f"milepost-save-{order.step}"
+        )
+        self._thread.start()
+
+    def _run(
+        self, pending: PendingSave, order: Order, captured: Captured, buffers: list[memoryview], base: Base | None
+    ) -> None:
+        assert self._lock is not None
+        checkpoint, failure = None, None
+        try:
+            written = saving.write(
+                self._root, self._lock, order, captured, buffers, base=base, limits=self._limits
+            )
+            self._base = written.base
+            checkpoint = Checkpoint(Opened(self._root, written.slot, written.manifest, rank=self._group.rank))
+            self._committed(order, written)
+        except CheckpointError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 handed to whoever waits, with its cause
+            failure = SaveFailedError(f"the save of step {order.step} failed: {type(error).__name__}: {error}")
+            failure.__cause__ = ExceptionGroup("by process", [error])
+        if failure is not None:
+            _log.error("step %d of %s was not saved: %s", order.step, self._root.url, failure)
+        pending.finish(checkpoint, failure)
+
+    def _committed(self, order: Order, written: Written) -> None:
+        _log.info(
+            "saved step %d of %s (%s): %d bytes, %d new, in %.3f s",
+            order.step, self._root.url, order.reason, written.manifest.nbytes,
+            sum(file.nbytes for file in written.manifest.files if not file.linked), written.seconds,
+        )  # fmt: skip
+        if isinstance(self._keep, All):
+            return
+        try:
+            Catalog(self._root, rank=self._group.rank).prune(self._keep)
+        except CheckpointError as error:  # the step is there: a failed deletion must not say otherwise
+            _log.warning("step %d is saved, but pruning failed: %s", order.step, error)
+
+    def _linkable(self) -> Base | None:
+        """Return the step to link unchanged leaves from: the last one saved here, else the one it went on from."""
+        if self._base is None and self._parent is not None and (slot := self._root.steps.parse(self._parent)) is not None:
+            try:
+                manifest = self._root.manifest(slot)
+                if manifest is not None:
+                    self._base = Base(slot, self._root.table(slot, manifest))
+            except CheckpointError:
+                return None  # a damaged step is no base
+        return self._base
+
+    def _log_defaults(self) -> None:
+        for name, policy in zip(self._defaults, (self._save, self._keep), strict=True):
+            if name:
+                _log.info("%s: %s=%r, as none was given", self._root.url, name, str(policy))
+        self._defaults = ("", "")
+
+    # --- ends
+
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait for the save in flight; raises its error, if nobody was told yet.
+
+        Raises:
+            StorageError: `timeout`, it is not over after `timeout_s` seconds.
+        """
+        pending = self._pending
+        if pending is None or pending.pid != os.getpid():
+            return
+        try:
+            if not pending.reported:
+                pending.result(timeout_s)
+        except TimeoutError as error:
+            raise StorageError(
+                f"the save of step {pending.step} is not over after {timeout_s:g} s\n"
+                "  Wait longer (`Limits(timeout_s=...)`), or check the disk.",
+                code="timeout",
+                transient=True,
+            ) from error
+        finally:
+            if pending.done():
+                self._pending = None
+                if self._thread is not None and self._thread is not threading.current_thread():
+                    self._thread.join()
+                self.catalog.refresh()
+
+    def close(self) -> None:
+        """Wait for the save in flight, give back the lock and the signal handlers; raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
+            self._signals.close()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        try:
+            self.close()
+        except CheckpointError as failure:
+            if error is None:
+                raise
+            error.add_note(f"Besides, the save in flight failed: {failure}")
+
+    def __repr__(self) -> str:
+        return f"<Checkpointer of {self._root.url}, save {self._save}, keep {self._keep}>"
+
+
+def save(
+    where: Where,
+    tree: Any,
+    *,
+    step: int | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Save a tree once and return its checkpoint when it is durable.
+
+    Args:
+        where: the root; made when it is not there.
+        tree: what to save.
+        step: by default one after the latest, 0 for the first.
+        metrics, metadata: as in `Checkpointer.save`.
+    """
+    with Checkpointer(where, save="first", keep="all") as saver:
+        if step is None:
+            latest = saver.catalog.latest()
+            step = 0 if latest is None else latest.step + 1
+        return saver.save(step, tree, metrics=metrics, metadata=metadata).result()
+
+
+def load(where: Where, like: _T = _UNSET, *, step: int | None = None) -> _T:
+    """Load the latest checkpoint, or one step.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    catalog = open_catalog(where)
+    checkpoint = catalog.latest() if step is None else catalog[step]
+    if checkpoint is None:
+        raise NotFoundError(f"{os.fspath(where) if not isinstance(where, Store) else where.url} has no checkpoint yet")
+    return checkpoint.load() if like is _UNSET else checkpoint.load(like=like)
+
+
+def _choice(name: str, value: object, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def _alone(group: Group | None) -> Group:
+    if group is not None and group.size != 1:
+        raise StorageError(
+            f"a group of {group.size} processes cannot save together yet\n"
+            "  Let process 0 save, or give every process a root of its own.",
+            code="unsupported",
+        )
+    return group or Solo()
+
+
+def _listens(policy: SavePolicy) -> bool:
+    return any(isinstance(part, OnPreemption) for part in getattr(policy, "policies", (policy,)))
+
+
+def _check_identity(root: Root, identity: Any) -> None:
+    """Refuse a root whose metadata says that it is another run."""
+    saved = None if root.record is None else root.record.metadata
+    if identity is None or saved == identity:
+        return
+    if saved is None:
+        saved = {}
+    old, new = decode(saved), decode(identity)
+    lines = [
+        f"{name}: there {old.get(name, '(nothing)')!r}, here {new.get(name, '(nothing)')!r}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name, _UNSET) != new.get(name, _UNSET)
+    ]
+    raise StructureError(
+        message(
+            f"{root.url} belongs to another run, by its metadata",
+            remedy="\n  ".join([*lines, "Give this run a root of its own, or the same metadata."]),
+        )
+    )

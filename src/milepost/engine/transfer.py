@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Move bytes between memory and store; every byte is digested on its way out and checked on its way in."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import xxhash
+
+from milepost.engine.plan import PackPlan, Part, parts
+from milepost.errors import CorruptionError, FormatError, message
+from milepost.model.format import CHUNK, Slot, StoredArray, StoredBox, is_pack_name
+from milepost.model.leaf import Box, dtype_info
+from milepost.stores import Buffer, Claim, Store
+
+Array = np.ndarray[Any, Any]
+
+# Rows of a leaf are read together up to this size when only some columns are wanted.
+_SPAN = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The only tuning there is.
+
+    Attributes:
+        memory_bytes: at most this much memory for copies of the state. A save that would need more writes before it
+            returns, and copies nothing. None: no limit.
+        concurrency: threads that digest or read at once.
+        timeout_s: how long a save waits for the one before it, and for other processes. None: without end.
+        bandwidth_bytes_per_s: writes go no faster, on average over a second. None: no limit.
+    """
+
+    memory_bytes: int | None = None
+    concurrency: int = 2
+    timeout_s: float | None = None
+    bandwidth_bytes_per_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.concurrency < 1:
+            raise ValueError(f"Limits(concurrency={self.concurrency}): at least 1")
+        for name in ("memory_bytes", "timeout_s", "bandwidth_bytes_per_s"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"Limits({name}={value}): more than 0, or None for no limit")
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """The digest of a box and, when it has more than one chunk, of each 4 MiB chunk."""
+
+    whole: str
+    chunks: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One damaged place.
+
+    Attributes:
+        step: the step it was found in.
+        path: the leaf, empty when a file is damaged as a whole.
+        file: the pack or record.
+        start, stop: byte range in the file.
+        expected, found: digests, or what was wrong.
+    """
+
+    step: int
+    path: str
+    file: str
+    start: int
+    stop: int
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        place = f"{self.path}, " if self.path else ""
+        return f"{place}{self.file} bytes {self.start:,}–{self.stop:,}: expected {self.expected}, found {self.found}"
+
+
+def digest(data: memoryview) -> Digest:
+    """Return the digest of a box's bytes: a tree of one level, so that ranges check alone and chunks hash apart."""
+    if len(data) <= CHUNK:
+        return Digest(xxhash.xxh3_128_hexdigest(data))
+    chunks = b"".join(xxhash.xxh3_128_digest(data[i : i + CHUNK]) for i in range(0, len(data), CHUNK))
+    return Digest(xxhash.xxh3_128_hexdigest(chunks), base64.b64encode(chunks).decode())
+
+
+def write_pack(claim: Claim, name: str, plan: PackPlan, buffers: list[memoryview], pace: Pace | None) -> None:
+    """Write one pack: its header, then its members' bytes in file order; its name is not flushed yet.
+
+    Args:
+        claim, name: where to.
+        plan: the pack.
+        buffers: the bytes of all sources, by index.
+        pace: holds the writing back to a bandwidth.
+    """
+    pieces: list[Buffer] = [plan.header, *(buffers[index] for index in plan.members)]
+    if pace is None:
+        claim.put(name, pieces, flush=False)
+    else:
+        claim.put(name, (part for piece in pieces for part in pace.paced(memoryview(piece))), flush=False)
+
+
+@final
+class Pace:
+    """Holds a stream of buffers back to a bandwidth."""
+
+    def __init__(
+        self,
+        bytes_per_s: float,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._rate, self._clock, self._sleep = bytes_per_s, clock, sleep
+        self._start = clock()
+        self._sent = 0
+
+    def paced(self, data: memoryview) -> Iterator[memoryview]:
+        """Yield the data in pieces, each no earlier than the bandwidth allows."""
+        piece = max(1 << 16, min(len(data), int(self._rate / 10)))
+        for offset in range(0, len(data), piece):
+            ahead = self._sent / self._rate - (self._clock() - self._start)
+            if ahead > 0:
+                self._sleep(ahead)
+            self._sent += len(data[offset : offset + piece])
+            yield data[offset : offset + piece]
+
+
+@final
+class Source:
+    """The stored bytes of one step's leaves.
+
+    Args:
+        store: where they lie.
+        slot: the step's folder.
+        packs: names of the packs, as the leaf table numbers them.
+        damaged: where the names of packs that turn out damaged are put.
+    """
+
+    def __init__(self, store: Store, slot: Slot, packs: list[str], damaged: set[str]) -> None:
+        for name in packs:
+            if not is_pack_name(name):
+                raise FormatError(f"step {slot.step}: {name[:80]!r} is no name of a pack")
+        self._store, self._slot, self._packs, self._damaged_packs = store, slot, packs, damaged
+
+    def read(self, path: str, array: StoredArray, wanted: Box, out: Array | None = None) -> Array:
+        """Return a box of a leaf in its own dtype, C-contiguous; in `out` when given.
+
+        Raises:
+            CorruptionError: bytes differ from their digest, or the stored boxes do not cover the wanted one.
+        """
+        info = dtype_info(array.dtype)
+        stored = info.numpy.newbyteorder("<") if info.swapped else info.numpy
+        result = np.empty(wanted.shape, stored) if out is None or info.swapped else out
+        if wanted.size:
+            found = parts(array.boxes, array.shape, wanted)
+            if not found:
+                raise CorruptionError(f"step {self._slot.step}, {path}: the stored boxes do not cover {wanted}")
+            for part in found:
+                place = part.wanted.within(wanted)
+                self._read_part(path, part, result if place.shape == wanted.shape else result[place.slices])
+        if not info.swapped:
+            return result
+        if out is None:
+            return result.astype(info.numpy)
+        out[...] = result
+        return out
+
+    def mapped(self, path: str, array: StoredArray) -> Array:
+        """Return a whole leaf as a view of the mapped file, unchecked; a copy when it is stored in several boxes."""
+        info = dtype_info(array.dtype)
+        box = array.boxes[0] if len(array.boxes) == 1 else None
+        if box is None or box.start is not None or info.swapped or not box.nbytes:
+            return self.read(path, array, Box.whole(array.shape))
+        data = self._store.map(self._key(box))[box.offset : box.offset + box.nbytes]
+        if len(data) != box.nbytes:
+            raise self._damaged(path, box, 0, box.nbytes, f"{box.nbytes} bytes", f"{len(data)} bytes")
+        return np.frombuffer(data, info.numpy).reshape(array.shape)
+
+    def check_box(self, path: str, box: StoredBox) -> list[Damage]:
+        """Return what is damaged in a stored box, reading all of it, a few chunks at a time."""
+        damaged: list[Damage] = []
+        for start in range(0, box.nbytes, CHUNK) if box.nbytes else ():
+            try:
+                self._chunk(path, box, start // CHUNK, None)
+            except CorruptionError as error:
+                damaged += error.damaged
+        return damaged
+
+    def _key(self, box: StoredBox) -> str:
+        if not 0 <= box.pack < len(self._packs):
+            raise CorruptionError(f"step {self._slot.step}: the leaf table names pack {box.pack}, which it does not have")
+        return self._slot.key(self._packs[box.pack])
+
+    def _read_part(self, path: str, part: Part, out: Array) -> None:
+        wanted = part.wanted.within(part.held)
+        self._gather(path, part.stored, part.held.shape, wanted, 0, out)
+
+    def _gather(
+        self, path: str, box: StoredBox, shape: tuple[int, ...], wanted: Box, base: int, out: Array
+    ) -> None:
+        """Read `wanted` of the C-ordered block of `shape` that begins `base` bytes into the stored box."""
+        itemsize = out.itemsize
+        row = int(np.prod(shape[1:], dtype=np.int64)) * itemsize if shape else itemsize
+        if not shape or wanted.shape[1:] == shape[1:]:
+            start = base + (wanted.start[0] * row if shape else 0)
+            self._span(path, box, start, out)
+            return
+        rest = Box(wanted.start[1:], wanted.stop[1:])
+        if row > _SPAN:
+            for i in range(wanted.shape[0]):
+                self._gather(path, box, shape[1:], rest, base + (wanted.start[0] + i) * row, out[i])
+            return
+        rows = max(1, _SPAN // row)
+        for i in range(0, wanted.shape[0], rows):
+            count = min(rows, wanted.shape[0] - i)
+            block = np.empty((count, *shape[1:]), out.dtype)
+            self._span(path, box, base + (wanted.start[0] + i) * row, block)
+            out[i : i + count] = block[(slice(None), *rest.slices)]
+
+    def _span(self, path: str, box: StoredBox, start: int, out: Array) -> None:
+        """Fill `out` with the bytes of the stored box from `start` on."""
+        if not out.flags.c_contiguous:
+            block = np.empty(out.shape, out.dtype)
+            self._span(path, box, start, block)
+            out[...] = block
+            return
+        data = memoryview(out.reshape(-1).view(np.uint8))
+        stop = start + len(data)
+        if not 0 <= start <= stop <= box.nbytes:
+            raise CorruptionError(f"step {self._slot.step}, {path}: {box.nbytes} bytes stored where {stop} are needed")
+        for index in range(start // CHUNK, -(-stop // CHUNK)):
+            low, high = index * CHUNK, min((index + 1) * CHUNK, box.nbytes)
+            if start <= low and high <= stop:
+                self._chunk(path, box, index, data[low - start : high - start])
+            else:
+                chunk = self._chunk(path, box, index, None)
+                a, b = max(low, start), min(high, stop)
+                data[a - start : b - start] = chunk[a - low : b - low]
+
+    def _chunk(self, path: str, box: StoredBox, index: int, out: memoryview | None) -> memoryview:
+        """Return a chunk of the stored box, checked; in `out` when given."""
+        low, high = index * CHUNK, min((index + 1) * CHUNK, box.nbytes)
+        data = self._get(path, box, low, high, out)
+        expected = self._expected(path, box, index)
+        found = xxhash.xxh3_128_hexdigest(data)
+        if found != expected:
+            raise self._damaged(path, box, low, high, f"xxh3-128 {expected}", found)
+        return data
+
+    def _expected(self, path: str, box: StoredBox, index: int) -> str:
+        if box.nbytes <= CHUNK:
+            return box.digest
+        chunks = base64.b64decode(box.chunks)
+        if len(chunks) != 16 * -(-box.nbytes // CHUNK) or xxhash.xxh3_128_hexdigest(chunks) != box.digest:
+            raise CorruptionError(f"step {self._slot.step}, {path}: the digests in the leaf table do not agree")
+        return chunks[16 * index : 16 * index + 16].hex()
+
+    def _get(self, path: str, box: StoredBox, start: int, stop: int, out: memoryview | None) -> memoryview:
+        try:
+            return self._store.get(self._key(box), start=box.offset + start, length=stop - start, out=out)
+        except CorruptionError as error:  # the file is shorter than the leaf table says
+            raise self._damaged(path, box, start, stop, f"{stop - start} bytes", "a shorter file") from error
+
+    def _damaged(self, path: str, box: StoredBox, start: int, stop: int, expected: str, found: str) -> CorruptionError:
+        name = self._packs[box.pack]
+        self._damaged_packs.add(name)
+        damage = Damage(self._slot.step, path, name, box.offset + start, box.offset + stop, expected, found)
+        text = message(
+            f"step {self._slot.step} is damaged at {path}: {name}, bytes {damage.start:,} to {damage.stop:,}",
+            expected=expected,
+            found=found,
+            remedy="Load another step (`milepost verify` lists the whole ones), or leave this leaf out with `exclude`.",
+        )
+        return CorruptionError(text, damaged=(damage,))
+
+
