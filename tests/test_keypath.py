@@ -111,8 +111,9 @@ def test_an_integer_too_long_to_be_written_out_is_refused_as_a_key() -> None:
     "text",
     [
         "", "%", "a%", "%2", "%41", "%2f", "%FF", "a%C3", "%int:", "%int: 3", "%int:03", "%int:1_0",
-        "%int:" + "9" * 5_000, "%bool:True", "%bool:", "%float:1", "%float:.5", "%bytes:6", "%bytes:AB", "%bytes:61 62", "%none",
-        "%none:x", "%str", "%str:x", "%set:1", "a/b", "a@0", "a*", "a\n", "__metadata__", "\ud800",
+        "%int:" + "9" * 5_000, "%bool:True", "%bool:", "%float:1", "%float:.5", "%bytes:6", "%bytes:AB",
+        "%bytes:61 62", "%none", "%none:x", "%str", "%str:x", "%set:1", "a/b", "a@0", "a*", "a\n", "__metadata__",
+        "\ud800",
     ],
 )  # fmt: skip
 def test_a_segment_that_no_key_has_is_refused(text: str) -> None:

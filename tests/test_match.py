@@ -292,20 +292,18 @@ def test_only_and_exclude_see_the_names_in_like() -> None:
         ({"a": "x", "a/w": "y"}, "rename: all that 'a/w' matches was renamed by an earlier glob\n  Put it first."),
         (
             {"*/w": "w"},
-            "rename gives one name to several saved leaves: a/w and b/w -> w\n"
-            "  Make the glob match fewer of them, or give the others another name.",
+            "rename gives one name to several saved leaves: a/w and b/w -> w\n  Make the glob match fewer",
         ),
         (
             {"a": "b"},
-            "rename gives one name to several saved leaves: a/w and b/w -> b/w\n"
-            "  Make the glob match fewer of them, or give the others another name.",
+            "rename gives one name to several saved leaves: a/w and b/w -> b/w\n  Make the glob match fewer",
         ),
     ],
 )
 def test_a_rename_that_cannot_be_meant_is_an_error(rename: dict[str, str], text: str) -> None:
     with pytest.raises(StructureError) as caught:
         compare(arrays("a/w", "b/w"), arrays("a/w", "b/w"), rename=rename)
-    assert str(caught.value) == text
+    assert str(caught.value).startswith(text)
 
 
 # Messages
@@ -490,6 +488,8 @@ def test_leaves_with_different_specs_do_not_share_a_line() -> None:
         (["m/a/value", "m/b/value"], ["m/a", "m/b"], {"**/value": "**"}),
         (["m/a", "m/b/c"], ["m/a/value", "m/b/c/value"], {"**": "**/value"}),
         (["m/x/w", "step"], ["m/inner/x/w", "step"], {"m": "m/inner"}),
+        (["a/a/a", "a/a/b"], ["a/new/a", "a/new/b"], {"a/a": "a/new"}),
+        (["x/a/y", "a/a/w", "k"], ["x/a/y", "a/c/w", "k"], {"a/a": "a/c"}),
     ],
 )
 def test_a_rename_is_suggested_where_one_explains_the_difference(
@@ -510,6 +510,9 @@ def test_a_rename_is_suggested_where_one_explains_the_difference(
         (arrays("m/wi", "m/wo", "k"), arrays("m/gate", "m/up", "k")),
         (arrays("m/wi", "k"), {"m/gate": array("float32", 4), "k": F32}),
         (arrays("a/b/c/d", "k"), arrays("w/x/y/z", "k")),
+        (arrays("m/0", "m/1"), arrays("m/1", "m/2")),
+        (arrays("m/a1", "m/a2", "k"), arrays("m/b", "m/c", "k")),
+        (arrays("k", *("m/" + "a" * i for i in range(40))), arrays("k", *("m/" + "b" * i for i in range(40)))),
     ],
 )
 def test_no_rename_is_suggested_where_several_are_as_likely_or_none_is(saved: Specs, wanted: Specs) -> None:
@@ -524,6 +527,18 @@ def test_names_that_are_alike_settle_what_specs_leave_open() -> None:
         "m/up_proj": "m/Up_Proj",
         "k": "k",
     }
+
+
+def test_a_suggested_rename_leaves_alone_what_would_take_a_name_that_is_not_free() -> None:
+    match = compare(arrays("x/wi", "y/wi", "y/gate"), arrays("x/gate", "y/gate"))
+
+    assert pasted(way_out(match)) == {"rename": {"x/wi": "x/gate"}, "unexpected": "ignore"}
+
+
+def test_a_suggested_rename_moves_no_leaf_onto_one_with_another_spec() -> None:
+    saved, wanted = arrays("x/wi", "y/wi", "k"), arrays("x/gate", "k") | {"y/gate": array("float32", 4)}
+
+    assert pasted(way_out(compare(saved, wanted)))["rename"] == {"x/wi": "x/gate"}
 
 
 def test_ignored_leaves_are_suggested_as_the_source_of_missing_ones() -> None:

@@ -2,9 +2,9 @@
 """milepost keeps the state of long-running numerical programs: training runs, and inference rollouts."""
 
 from milepost.catalog import Catalog, Pruning, Restored
-from milepost.catalog import open_catalog as open
-from milepost.checkpoint import Checkpoint, LeafRef, Report
-from milepost.checkpointer import Checkpointer, PendingSave, load, save
+from milepost.catalog import open_catalog as open  # noqa: A004 always written `milepost.open`, as in `gzip.open`
+from milepost.checkpoint import Checkpoint, Report
+from milepost.checkpointer import Checkpointer, load, save
 from milepost.diff import Diff
 from milepost.engine.transfer import Limits
 from milepost.errors import (
@@ -19,9 +19,11 @@ from milepost.errors import (
     StructureError,
     UnsupportedLeafError,
 )
+from milepost.leafref import LeafRef
 from milepost.model.format import StepFormat
 from milepost.model.leaf import Box, LeafSpec
 from milepost.model.tree import SKIP, PerProcess
+from milepost.pending import PendingSave
 from milepost.policy import (
     All,
     Best,

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import logging
 import os
 import time
@@ -21,6 +20,7 @@ from milepost.model.keypath import Globs
 from milepost.model.value import encode
 from milepost.policy import KeepPolicy, Metric, Mode, Saved, keep_policy, ranked
 from milepost.stores import Store, open_store
+from milepost.table import Row, html, text
 
 _log = logging.getLogger("milepost")
 _T = TypeVar("_T")
@@ -97,20 +97,20 @@ class Catalog(Mapping[int, Checkpoint]):
         self._opened.clear()
 
     def __getitem__(self, step: int) -> Checkpoint:
+        found = self.get(step)
+        if found is not None:
+            return found
+        steps = list(self)
+        near = min(steps, key=lambda other: abs(other - step), default=None)
+        there = f"There are {folded(steps)}; the nearest is {near}." if steps else "There is none at all."
+        raise NotFoundError(f"{self._root.url} has no step {step}\n  {there}")
+
+    def get(self, step: int, default: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         for slot in reversed(self._slots.get(step, [])):
             opened = self._open(slot)
             if opened is not None:
                 return Checkpoint(opened)
-        steps = list(self)
-        near = sorted(steps, key=lambda other: abs(other - step))[:2]
-        there = f"There are {folded(steps)}; the nearest is {near[0]}." if steps else "There is none at all."
-        raise NotFoundError(f"{self._root.url} has no step {step}\n  {there}")
-
-    def get(self, step: int, default: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        try:
-            return self[step]
-        except NotFoundError:
-            return default
+        return default
 
     def __contains__(self, step: object) -> bool:
         return isinstance(step, int) and any(self._root.committed(slot) for slot in self._slots.get(step, []))
@@ -213,7 +213,7 @@ class Catalog(Mapping[int, Checkpoint]):
     def _note(self, step: int, **content: Any) -> None:
         if step not in self:
             self.refresh()
-        self[step]  # noqa: B018 raises when there is none
+        self[step]
         opened = next(opened for slot in reversed(self._slots[step]) if (opened := self._open(slot)) is not None)
         note = Note(format=fmt.FORMAT, checkpoint=opened.manifest.id, time=now(), **content)
         self._root.note(opened.slot, opened.manifest, note)
@@ -255,8 +255,8 @@ class Catalog(Mapping[int, Checkpoint]):
                 if on_corrupt == "raise":
                     raise
                 skipped.append((slot.step, error))
-                text = str(error).partition("\n")[0]
-                warnings.warn(f"{text}; going back to the step before", RuntimeWarning, stacklevel=2)
+                what = str(error).partition("\n")[0]
+                warnings.warn(f"{what}; going back to the step before", RuntimeWarning, stacklevel=2)
                 continue
             if skipped and self._fell_back is not None:
                 self._fell_back(checkpoint)
@@ -306,10 +306,10 @@ class Catalog(Mapping[int, Checkpoint]):
         with self._root.locked():
             self.refresh()
             pruning = self._judged(policy)
-            busy = tuple(step for step in pruning.dropped if not self._retire(self._slots[step]))
-            for slots in self._slots.values():  # what an overwrite or a branch has put another generation over
-                if len(slots) > 1:
-                    self._retire([slot for slot in slots if self._root.committed(slot)][:-1])
+            busy = tuple(step for step in pruning.dropped if not self._retire(step))
+            for step in pruning.kept:  # what an overwrite or a branch has put another generation over
+                if len(self._slots[step]) > 1:
+                    self._retire(step, all_but=1)
         dropped = {step: nbytes for step, nbytes in pruning.dropped.items() if step not in busy}
         if dropped:
             _log.info("pruned %d steps of %s: %d bytes", len(dropped), self._root.url, sum(dropped.values()))
@@ -318,9 +318,7 @@ class Catalog(Mapping[int, Checkpoint]):
 
     def _judged(self, policy: KeepPolicy) -> Pruning:
         whole = self._whole()
-        history = [
-            Saved(c.step, c.created.timestamp(), c.metrics, c.reason, pinned=c.info.pins) for c in whole
-        ]
+        history = [Saved(c.step, c.created.timestamp(), c.metrics, c.reason, pinned=c.info.pins) for c in whole]
         kept = dict(policy.keep(history))
         for checkpoint in whole:
             for pin in checkpoint.info.pins:
@@ -345,23 +343,21 @@ class Catalog(Mapping[int, Checkpoint]):
         """
         with self._root.locked():
             self.refresh()
-            if step not in self:
-                self[step]  # noqa: B018 raises, and says what is there
-            if not self._retire(self._slots[step]):
+            self[step]
+            if not self._retire(step):
                 raise ConflictError(
                     f"step {step} of {self._root.url} is being read\n  Try again when the reader is done.", code="busy"
                 )
         self.refresh()
 
-    def _retire(self, slots: Sequence[Slot]) -> bool:
-        # The newest generation goes last, so that an older one never shows in its place.
-        return all([self._root.retire(slot) for slot in slots])
+    def _retire(self, step: int, *, all_but: int = 0) -> bool:
+        # The newest generation goes last and only after the others, so that an older one never shows in its place.
+        committed = [slot for slot in self._slots[step] if self._root.committed(slot)]
+        return all(self._root.retire(slot) for slot in committed[: len(committed) - all_but])
 
     # --- what comes
 
-    def watch(
-        self, *, after: int = -1, poll_s: float = 10.0, timeout_s: float | None = None
-    ) -> Iterator[Checkpoint]:
+    def watch(self, *, after: int = -1, poll_s: float = 10.0, timeout_s: float | None = None) -> Iterator[Checkpoint]:
         """Yield each checkpoint with a step above `after` as it appears, those that are there first.
 
         Args:
@@ -396,13 +392,10 @@ class Catalog(Mapping[int, Checkpoint]):
         return f"<Catalog of {self._root.url}, {len(self)} checkpoints>"
 
     def __str__(self) -> str:
-        return table(self)
+        return f"{self!r}\n{text(rows(self))}"
 
     def _repr_html_(self) -> str:
-        head, *body = _cells(self)
-        lines = ["".join(f"<th>{cell}</th>" for cell in head)]
-        lines += ["".join(f"<td>{cell}</td>" for cell in cells) for cells in body]
-        return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+        return html(rows(self))
 
 
 def open_catalog(where: str | os.PathLike[str] | Store) -> Catalog:
@@ -414,30 +407,6 @@ def open_catalog(where: str | os.PathLike[str] | Store) -> Catalog:
     """
     store = open_store(where)
     return Catalog(opened_slot(store) or open_root(store))
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of `ls`: a checkpoint, or an attempt that is not committed.
-
-    Attributes:
-        step, slot: which.
-        state: `committed`, `superseded`, `incomplete` or `damaged`.
-        created: when it was committed, UTC.
-        nbytes, new_nbytes: bytes of its arrays, and of the files that this save wrote.
-        metrics: as given.
-        saved_because, kept_because: reasons; the second is empty when nothing keeps it.
-    """
-
-    step: int
-    slot: str
-    state: Literal["committed", "superseded", "incomplete", "damaged"]
-    created: dt.datetime | None = None
-    nbytes: int = 0
-    new_nbytes: int = 0
-    metrics: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    saved_because: str = ""
-    kept_because: str = ""
 
 
 def rows(catalog: Catalog, keep: KeepPolicy | str | None = None) -> list[Row]:
@@ -475,68 +444,6 @@ def _recorded(catalog: Catalog) -> KeepPolicy | str | None:
         return None if latest is None else keep_policy(latest.info.keep)
     except (ValueError, CorruptionError):
         return None
-
-
-def table(catalog: Catalog) -> str:
-    """Return the catalog as text: step, age, size, metrics, why saved, why kept."""
-    cells = _cells(catalog)
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    right = len(cells[0]) - 2
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column < right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    ]
-    return "\n".join([repr(catalog), *lines])
-
-
-def _cells(catalog: Catalog) -> list[list[str]]:
-    found = rows(catalog)
-    names = list(dict.fromkeys(name for row in found for name, value in row.metrics.items() if _is_number(value)))[:4]
-    head = ["STEP", "AGE", "SIZE", "NEW", *names, "SAVED BECAUSE", "KEPT BECAUSE"]
-    body = [
-        [
-            str(row.step),
-            "–" if row.created is None else age(row.created),
-            "–" if row.created is None else size(row.nbytes),
-            "–" if row.created is None else size(row.new_nbytes),
-            *(f"{row.metrics[name]:.6g}" if _is_number(row.metrics.get(name)) else "–" for name in names),
-            row.saved_because or "–",
-            row.kept_because if row.state == "committed" else _state(row),
-        ]
-        for row in found
-    ]
-    return [head, *body]
-
-
-def _state(row: Row) -> str:
-    if row.state == "incomplete":
-        return "incomplete – ignored by resume"
-    return " · ".join(filter(None, [row.state, row.kept_because if row.state == "superseded" else ""]))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def age(created: dt.datetime) -> str:
-    """Return the time since then in its largest unit: `2m`, `5h`, `3d`."""
-    seconds = max(0.0, (dt.datetime.now(dt.UTC) - created).total_seconds())
-    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
-        if seconds >= length:
-            return f"{seconds / length:.0f}{unit}"
-    return f"{seconds:.0f}s"
-
-
-def size(nbytes: float) -> str:
-    """Return bytes in IEC units: `4.06 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.2f} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.2f} TiB"
 
 
 def _add(kept: dict[int, str], step: int, reason: str) -> None:

@@ -7,114 +7,29 @@ import datetime as dt
 import difflib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar, final
 
-import numpy as np
 import xxhash
 
 from milepost.diff import Diff, compared
 from milepost.engine.commit import Root
 from milepost.engine.place import Options, Stored, load_into, load_like, load_plain
-from milepost.engine.transfer import Array, Damage, Source
+from milepost.engine.transfer import Damage
 from milepost.errors import CheckpointError, CorruptionError, FormatError, NotFoundError, folded, message
+from milepost.leafref import LeafRef, Leaves, Opened
 from milepost.model import format as fmt
 from milepost.model import keypath, tree
-from milepost.model.format import Manifest, Note, Slot
+from milepost.model.format import Slot
 from milepost.model.keypath import Globs, KeyPath
-from milepost.model.leaf import Box, LeafSpec
 from milepost.model.value import decode
 from milepost.stores import Hold
 
 _log = logging.getLogger("milepost")
 _T = TypeVar("_T")
 _UNSET: Any = object()
-
-
-@final
-class LeafRef:
-    """One stored leaf not yet read; slicing reads only that range."""
-
-    __slots__ = ("_opened", "_there", "path", "spec")
-
-    def __init__(self, opened: Opened, path: KeyPath, there: KeyPath) -> None:
-        self._opened, self._there = opened, there
-        self.path = path
-        self.spec: LeafSpec = opened.stored.spec(there)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the leaf's data; 0 for a value."""
-        return self.spec.nbytes
-
-    def read(self) -> Any:
-        """Return the whole leaf: a NumPy array, or the value."""
-        with self._opened.lease():
-            return self._opened.stored.leaf(self._there)
-
-    def __getitem__(self, index: Any) -> Any:
-        """Return the part that NumPy's basic indexing (integers, slices, `...`) selects, reading no other range."""
-        array = self._opened.stored.table.arrays.get(self._there)
-        if array is None:
-            raise TypeError(f"{self.path} is a {self.spec}, which has no parts: use read()")
-        box, rest = _box_of(index, array.shape)
-        with self._opened.lease():
-            return self._opened.stored.source.read(self._there, array, box)[rest]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        value = np.asarray(self.read())
-        return value if dtype is None else value.astype(dtype)
-
-    def __repr__(self) -> str:
-        return f"LeafRef({self.path!r}, {self.spec})"
-
-
-@final
-class _Leaves(Mapping[str, LeafRef]):
-    """The leaves of a checkpoint by key path, in the tree's order."""
-
-    def __init__(self, opened: Opened, entries: dict[KeyPath, KeyPath]) -> None:
-        self._opened, self._entries = opened, entries
-
-    def __getitem__(self, path: str) -> LeafRef:
-        there = self._entries.get(path)
-        if there is None:
-            raise KeyError(path)
-        return LeafRef(self._opened, path, there)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} leaves: {folded(self._entries)}>"
-
-
-@final
-class Opened:
-    """The records of one checkpoint, read when first asked for, shared by its views."""
-
-    def __init__(self, root: Root, slot: Slot, manifest: Manifest, *, rank: int = 0, superseded: bool = False) -> None:
-        self.root, self.slot, self.manifest, self.rank, self.superseded = root, slot, manifest, rank, superseded
-        self.where = f"step {slot.step} of {root.url}"
-
-    @cached_property
-    def stored(self) -> Stored:
-        table = self.root.table(self.slot, self.manifest)
-        packs = [pack.name for pack in table.packs]
-        source = Source(self.root.store, self.slot, packs, self.root.damaged)
-        return Stored(table, source, keypath.ROOT, table.tree, self.rank, self.where)
-
-    @cached_property
-    def notes(self) -> list[Note]:
-        return self.root.notes(self.slot, self.manifest)
-
-    def lease(self) -> Hold:
-        return self.root.lease(self.slot, self.manifest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,15 +109,16 @@ class Checkpoint:
             if note.unpin is not None:
                 pins.pop(note.unpin, None)
         new = sum(file.nbytes for file in manifest.files if not file.linked)
+        files = tuple((file.name, file.nbytes, file.linked) for file in manifest.files)
         return Info(
             manifest.id, opened.slot.name, manifest.epoch, manifest.parent, tuple(pins), opened.superseded, new,
-            dict(manifest.versions), manifest.world, manifest.keep, tuple((file.name, file.nbytes, file.linked) for file in manifest.files),
+            dict(manifest.versions), manifest.world, manifest.keep, files,
         )  # fmt: skip
 
     @cached_property
     def leaves(self) -> Mapping[str, LeafRef]:
         """The leaves by key path, in the tree's order, not yet read."""
-        return _Leaves(self._opened, self._stored.entries(None))
+        return Leaves(self._opened, self._stored.entries(None))
 
     @cached_property
     def _stored(self) -> Stored:
@@ -223,7 +139,7 @@ class Checkpoint:
         Raises:
             NotFoundError: there is none; the message names the nearest.
         """
-        found = self.leaves.get(path) or _Leaves(self._opened, self._stored.entries(self._opened.rank)).get(path)
+        found = self.leaves.get(path) or Leaves(self._opened, self._stored.entries(self._opened.rank)).get(path)
         if found is None:
             raise self._no_leaf(path, self._path)
         return found
@@ -320,7 +236,9 @@ class Checkpoint:
             raise CorruptionError(
                 message(
                     f"{self._opened.where} is damaged in {len(damaged)} places",
-                    remedy="\n  ".join([*map(str, damaged[:20]), "Load another step, or restore the file from a copy."]),
+                    remedy="\n  ".join(
+                        [*map(str, damaged[:20]), "Load another step, or restore the file from a copy."]
+                    ),
                 ),
                 damaged=damaged,
             )
@@ -334,8 +252,9 @@ class Checkpoint:
     def _no_leaf(self, path: str, below: KeyPath) -> NotFoundError:
         stored = self._opened.stored
         names = [keypath.relative(name, below) for name in dict(tree.visible(stored.table.tree, None))]
-        near = difflib.get_close_matches(path, names, 3, 0.4) or [n for n in names if path.split("/")[-1] in n][:3]
-        tops = dict.fromkeys(name.split("/")[0] for name in names)
+        last = keypath.split(path)[-1] if path else ""
+        near = difflib.get_close_matches(path, names, 3, 0.4) or [name for name in names if last in name][:3]
+        tops = dict.fromkeys(name.partition("/")[0] for name in names)
         return NotFoundError(
             f"{stored.where} has no {path!r}\n"
             f"  {'Near it: ' + ', '.join(near) + '. ' if near else ''}At the top: {folded(tops)}."
@@ -403,35 +322,6 @@ def _merged(first: Any, later: list[Any]) -> dict[str, Any]:
     return result
 
 
-def _box_of(index: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Any, ...]]:
-    """Return the box that basic indexing needs, and the index to apply to it afterwards."""
-    items = list(index) if isinstance(index, tuple) else [index]  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    if any(item is not Ellipsis and not isinstance(item, slice) and not hasattr(item, "__index__") for item in items):
-        raise TypeError(f"a leaf is indexed by integers, slices and `...`, not {index!r}: read() it first")
-    if Ellipsis in items:
-        at = items.index(Ellipsis)
-        items[at : at + 1] = [slice(None)] * (len(shape) - len(items) + 1)
-    if len(items) > len(shape):
-        raise IndexError(f"{len(items)} indices for an array of shape {shape}")
-    items += [slice(None)] * (len(shape) - len(items))
-    start, stop, rest = [], [], []
-    for item, size in zip(items, shape, strict=True):
-        if isinstance(item, slice):
-            positions = range(*item.indices(size))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
-            low, high = (min(positions), max(positions) + 1) if positions else (0, 0)
-            reverse = slice(None, None, positions.step) if positions else slice(None)
-            rest.append(reverse)
-        else:
-            low = int(item) + size if int(item) < 0 else int(item)
-            if not 0 <= low < size:
-                raise IndexError(f"index {int(item)} is out of bounds for a dimension of size {size}")
-            high = low + 1
-            rest.append(0)
-        start.append(low)
-        stop.append(high)
-    return Box(tuple(start), tuple(stop)), tuple(rest)
-
-
 def _damage(checkpoint: Checkpoint, deep: bool) -> tuple[list[Damage], int]:
     opened = checkpoint._opened  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     root, slot, step = opened.root, opened.slot, opened.slot.step
@@ -474,5 +364,3 @@ def _header_damage(root: Root, slot: Slot, pack: fmt.PackRecord) -> list[Damage]
         return []
     expected = f"xxh3-128 {pack.header_digest}"
     return [Damage(slot.step, "the pack's header", pack.name, 0, pack.header_nbytes, expected, found)]
-
-

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, final
 
 from milepost.catalog import Catalog, open_catalog
@@ -30,6 +30,7 @@ from milepost.errors import (
 from milepost.group import Group, Solo
 from milepost.model.format import MAX_STEP, Slot, StepFormat
 from milepost.model.value import decode, encode
+from milepost.pending import PendingSave
 from milepost.policy import (
     DEFAULT_KEEP,
     DEFAULT_SAVE,
@@ -52,67 +53,6 @@ Where = str | os.PathLike[str] | Store
 
 EXIT_STOPPED = 75
 """The exit code of a run that saved and was interrupted: run the same command again (EX_TEMPFAIL, sysexits.h)."""
-
-
-@final
-class PendingSave:
-    """A save in flight."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-        self._done = threading.Event()
-        self._lock = threading.Lock()
-        self._checkpoint: Checkpoint | None = None
-        self._error: BaseException | None = None
-        self._callbacks: list[Callable[[PendingSave], None]] = []
-        self.reported = False
-        self.pid = os.getpid()
-
-    def done(self) -> bool:
-        """Return whether the save is over, well or not."""
-        return self._done.is_set()
-
-    def result(self, timeout_s: float | None = None) -> Checkpoint:
-        """Wait, and return the checkpoint or raise what went wrong.
-
-        Raises:
-            TimeoutError: it is not over after `timeout_s` seconds; the save goes on.
-            CheckpointError: the save failed.
-        """
-        if os.getpid() != self.pid:
-            raise ConflictError(f"step {self.step} is being saved by the parent of this process", code="forked")
-        if not self._done.wait(timeout_s):
-            raise TimeoutError(f"the save of step {self.step} is not over after {timeout_s:g} s")
-        if self._error is not None:
-            self.reported = True
-            raise self._error
-        assert self._checkpoint is not None
-        return self._checkpoint
-
-    def add_done_callback(self, fn: Callable[[PendingSave], None]) -> None:
-        """Call `fn(self)` when the save is over, on the thread that ended it; at once when it is over already."""
-        with self._lock:
-            if not self._done.is_set():
-                self._callbacks.append(fn)
-                return
-        fn(self)
-
-    def finish(self, checkpoint: Checkpoint | None, error: BaseException | None) -> None:
-        """Say how it ended; the Checkpointer calls this."""
-        with self._lock:
-            self._checkpoint, self._error = checkpoint, error
-            self._done.set()
-            callbacks, self._callbacks = self._callbacks, []
-        for fn in callbacks:
-            try:
-                fn(self)
-            except Exception:  # noqa: BLE001 a callback's error is not the save's, and has nobody else to go to
-                _log.exception("a callback of the save of step %d failed", self.step)
-
-    @property
-    def failed(self) -> bool:
-        """Whether it is over and failed."""
-        return self._error is not None
 
 
 @final
@@ -164,9 +104,7 @@ class Checkpointer:
         self._defaults = ("save" if save is None else "", "keep" if keep is None else "")
         store = open_store(where, create=not read_only)
         identity = None if metadata is None else encode(dict(metadata))
-        self._root: Root = open_root(
-            store, create=True, steps=step_format, metadata=identity, read_only=read_only
-        )
+        self._root: Root = open_root(store, create=True, steps=step_format, metadata=identity, read_only=read_only)
         _check_identity(self._root, identity)
         self.catalog = Catalog(self._root, keep=self._keep, rank=self._group.rank, fell_back=self._fell_back)
         """The checkpoints of this root."""
@@ -273,7 +211,9 @@ class Checkpointer:
             raise ValueError(f"step {step!r}: a step is an integer from 0 to 2^63 - 1")
         step = int(step)
         if self._read_only:
-            raise ConflictError(f"{self._root.url} was opened with read_only=True\n  Open it without.", code="read_only")
+            raise ConflictError(
+                f"{self._root.url} was opened with read_only=True\n  Open it without.", code="read_only"
+            )
         self.wait(timeout_s=self._limits.timeout_s)
         self._log_defaults()
         captured = saving.prepare(tree, rank=self._group.rank)
@@ -306,20 +246,21 @@ class Checkpointer:
         Raises:
             ConflictError: `exists` or `behind`.
         """
-        self.catalog.refresh()
-        found = self.catalog.get(step)
-        if found is not None and not found.info.superseded:
+        slots, head = self._root.slots(), self._root.head()
+        there = [slot for slot in slots if slot.step == step and self._root.committed(slot)]
+        if there and there[-1].name not in head.superseded:
             if overwrite:
-                return [slot for slot in self._root.slots() if slot.step == step and self._root.committed(slot)]
+                return there
+            manifest = self._root.manifest(there[-1])
             raise ConflictError(
-                f"{self._root.url} has step {step} already, saved {found.created:%Y-%m-%d %H:%M:%S} UTC\n"
+                f"{self._root.url} has step {step} already{f', saved {manifest.time}' if manifest else ''}\n"
                 "  Save the next step, or pass overwrite=True.",
                 code="exists",
             )
-        latest = self.catalog.latest()
-        if latest is not None and step < latest.step:
+        latest = self._root.latest(slots, head)
+        if latest is not None and step < latest[0].step:
             raise ConflictError(
-                f"{self._root.url}: step {step} lies behind the latest, {latest.step}\n"
+                f"{self._root.url}: step {step} lies behind the latest, {latest[0].step}\n"
                 "  To go on from an older checkpoint: Checkpointer(..., resume_from=catalog[step]).",
                 code="behind",
             )
@@ -346,9 +287,7 @@ class Checkpointer:
         assert self._lock is not None
         checkpoint, failure = None, None
         try:
-            written = saving.write(
-                self._root, self._lock, order, captured, buffers, base=base, limits=self._limits
-            )
+            written = saving.write(self._root, self._lock, order, captured, buffers, base=base, limits=self._limits)
             self._base = written.base
             checkpoint = Checkpoint(Opened(self._root, written.slot, written.manifest, rank=self._group.rank))
             self._committed(order, written)
@@ -376,7 +315,11 @@ class Checkpointer:
 
     def _linkable(self) -> Base | None:
         """Return the step to link unchanged leaves from: the last one saved here, else the one it went on from."""
-        if self._base is None and self._parent is not None and (slot := self._root.steps.parse(self._parent)) is not None:
+        if (
+            self._base is None
+            and self._parent is not None
+            and (slot := self._root.steps.parse(self._parent)) is not None
+        ):
             try:
                 manifest = self._root.manifest(slot)
                 if manifest is not None:
@@ -476,11 +419,11 @@ def load(where: Where, like: _T = _UNSET, *, step: int | None = None) -> _T:
     catalog = open_catalog(where)
     checkpoint = catalog.latest() if step is None else catalog[step]
     if checkpoint is None:
-        raise NotFoundError(f"{os.fspath(where) if not isinstance(where, Store) else where.url} has no checkpoint yet")
+        raise NotFoundError(f"{catalog!r} has no checkpoint yet")
     return checkpoint.load() if like is _UNSET else checkpoint.load(like=like)
 
 
-def _choice(name: str, value: object, choices: Iterable[str]) -> None:
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import numpy as np
 
+from milepost.adapters import Array
 from milepost.engine.place import Stored
 from milepost.model.format import StoredArray
 from milepost.model.keypath import KeyPath
@@ -70,10 +71,14 @@ class Diff:
     def stats(self, path: str) -> Stats | None:
         """Return how far a numeric array moved, None for anything else. Cost: reads the leaf twice."""
         before, after = self.values(path)
-        if not isinstance(before, np.ndarray) or not isinstance(after, np.ndarray) or before.shape != after.shape:
+        if not isinstance(before, np.ndarray) or not isinstance(after, np.ndarray):
+            return None
+        left, right = cast("Array", before), cast("Array", after)
+        if left.shape != right.shape:
             return None
         try:
-            old, new = before.astype(np.float64), after.astype(np.float64)
+            old: Array = left.astype(np.float64)
+            new: Array = right.astype(np.float64)
         except (TypeError, ValueError):
             return None
         delta = np.abs(new - old)

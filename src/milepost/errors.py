@@ -127,7 +127,7 @@ class StorageError(CheckpointError, OSError):
 
 
 class CommitUnknownError(StorageError):
-    """The last step of a commit failed: the checkpoint may or may not survive a crash; `catalog.recheck(step)` tells."""
+    """The last step of a commit failed: the checkpoint may not survive a crash; `catalog.recheck(step)` looks again."""
 
     code = "commit_unknown"
 

@@ -58,7 +58,7 @@ class Arena:
                     "  Set `Limits(memory_bytes=...)`: the save then writes before it returns, without a copy.",
                     code="exhausted",
                 ) from error
-            self._memory = memoryview(memory[-memory.ctypes.data % ALIGNMENT :])
+            self._memory = memoryview(memory.data)[-memory.ctypes.data % ALIGNMENT :]
         return self._memory
 
 

@@ -189,10 +189,11 @@ def _abandon(root: Root, slot: Slot, epoch: int, error: CheckpointError) -> None
 def _manifest(
     root: Root, order: Order, slot: Slot, epoch: int, captured: Captured, files: list[FileRecord], sealed: bytes,
 ) -> Manifest:  # fmt: skip
+    nbytes = sum(spec.nbytes for spec in captured.specs.values())
     return Manifest(
         format=fmt.FORMAT, id=fmt.new_id(), root=root.record.id if root.record else "", epoch=epoch, step=order.step,
         generation=slot.generation, parent=order.parent, time=now(), reason=order.reason, metrics=order.metrics,
-        metadata=order.metadata, versions=versions(), world=1, nbytes=sum(spec.nbytes for spec in captured.specs.values()),
+        metadata=order.metadata, versions=versions(), world=1, nbytes=nbytes,
         files=files, leaves=fmt.digest_of(sealed) or "", pins=order.pins, keep=order.keep,
     )  # fmt: skip
 
@@ -299,9 +300,7 @@ class _Attempt:
         write_pack(self.claim, name, plan, self.buffers, pace)
         return PackRecord(name, plan.nbytes, len(plan.header), xxhash.xxh3_128_hexdigest(plan.header))
 
-    def _table(
-        self, sources: Sequence[Source], boxes: Mapping[int, StoredBox], records: list[PackRecord]
-    ) -> LeafTable:
+    def _table(self, sources: Sequence[Source], boxes: Mapping[int, StoredBox], records: list[PackRecord]) -> LeafTable:
         by_path: dict[KeyPath, list[StoredBox]] = {path: [] for path in self.captured.specs}
         for index, source in enumerate(sources):
             by_path[source.path].append(boxes[index])

@@ -196,16 +196,16 @@ class Source:
 
     def _key(self, box: StoredBox) -> str:
         if not 0 <= box.pack < len(self._packs):
-            raise CorruptionError(f"step {self._slot.step}: the leaf table names pack {box.pack}, which it does not have")
+            raise CorruptionError(
+                f"step {self._slot.step}: the leaf table names pack {box.pack}, which it does not have"
+            )
         return self._slot.key(self._packs[box.pack])
 
     def _read_part(self, path: str, part: Part, out: Array) -> None:
         wanted = part.wanted.within(part.held)
         self._gather(path, part.stored, part.held.shape, wanted, 0, out)
 
-    def _gather(
-        self, path: str, box: StoredBox, shape: tuple[int, ...], wanted: Box, base: int, out: Array
-    ) -> None:
+    def _gather(self, path: str, box: StoredBox, shape: tuple[int, ...], wanted: Box, base: int, out: Array) -> None:
         """Read `wanted` of the C-ordered block of `shape` that begins `base` bytes into the stored box."""
         itemsize = out.itemsize
         row = int(np.prod(shape[1:], dtype=np.int64)) * itemsize if shape else itemsize
@@ -232,7 +232,7 @@ class Source:
             self._span(path, box, start, block)
             out[...] = block
             return
-        data = memoryview(out.reshape(-1).view(np.uint8))
+        data = memoryview(out.reshape(-1).view(np.uint8).data)
         stop = start + len(data)
         if not 0 <= start <= stop <= box.nbytes:
             raise CorruptionError(f"step {self._slot.step}, {path}: {box.nbytes} bytes stored where {stop} are needed")
@@ -280,5 +280,3 @@ class Source:
             remedy="Load another step (`milepost verify` lists the whole ones), or leave this leaf out with `exclude`.",
         )
         return CorruptionError(text, damaged=(damage,))
-
-

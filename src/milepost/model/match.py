@@ -302,8 +302,8 @@ def _way_out(match: Match, by_kind: _ByKind) -> tuple[list[tuple[str, str]], lis
     if levels := _levels(match):
         return levels, []
     hints = _hints(match.question)
-    sources = {path for hint in hints for path in hint.paths}
-    filled = {name for hint in hints for name in hint.paths.values()}
+    filled = {name: path for hint in hints for path, name in hint.moved.items() if name in match.question.absent}
+    sources = set(filled.values())
     lost = [m.path for m in by_kind["missing"] if m.path not in filled]
     keepable = sum(path in match.question.keepable for path in lost)
     unread = sum(m.path not in sources for m in by_kind["unexpected"])

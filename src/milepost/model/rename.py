@@ -14,10 +14,11 @@ from milepost.errors import StructureError, folded
 from milepost.model.keypath import KeyPath, grouped, matcher, numbered, renamer, top_level
 from milepost.model.leaf import LeafSpec
 
-# Bounds on the search for renames, far above what a model has; past them there are fewer hints, never wrong ones.
+# Bounds on the search for renames, which keep it under a second; past them there are fewer hints or none.
 _FAMILIES = 500
 _TOKENS = 5
-_CHOICES = 4096
+_CHOICES = 1024
+_CHANGES = 4096
 _TRIALS = 32
 _ENTRIES = 8
 _TOKEN = re.compile(r"[/.]|\*|[^/.*]+")
@@ -78,12 +79,14 @@ class Hint:
     Attributes:
         rename: globs and names, as `rename` takes them.
         reason: what they assume.
-        paths: saved path -> name in `like`, of the leaves that would fit.
+        moved: saved path -> name in `like`, of all leaves that they rename.
+        served: how many of those would then fit.
     """
 
     rename: dict[str, str]
     reason: str
-    paths: dict[KeyPath, KeyPath]
+    moved: dict[KeyPath, KeyPath]
+    served: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +116,10 @@ class _Change:
     pairs: list[_Pair]
 
     @property
-    def leaves(self) -> int:
-        return sum(min(len(pair.saved.paths), len(pair.wanted.paths)) for pair in self.pairs)
+    def weight(self) -> tuple[int, int]:
+        """The more leaves, and then the fewer names in a change, the likelier it is."""
+        leaves = sum(min(len(pair.saved.paths), len(pair.wanted.paths)) for pair in self.pairs)
+        return leaves, -len(re.findall(r"[/.]", self.old + self.new))
 
     @property
     def name(self) -> tuple[str, str]:
@@ -164,7 +169,7 @@ def suggested(
         untried = [change for change in changes if change.name not in tried]
         if not untried:
             break
-        best = max(untried, key=lambda change: (change.leaves, change.likeness))
+        best = max(untried, key=lambda change: (change.weight, change.likeness))
         tried.add(best.name)
         if _clear(best, changes) and (hint := trial.hint(best)) is not None:
             hints.append(hint)
@@ -174,12 +179,12 @@ def suggested(
 
 def _clear(change: _Change, changes: list[_Change]) -> bool:
     """Return whether nothing that is as likely contradicts a change."""
-    rivals = [rival for rival in changes if rival.leaves >= change.leaves and rival.contradicts(change)]
+    rivals = [rival for rival in changes if rival.weight >= change.weight and rival.contradicts(change)]
     nearest = max((rival.likeness for rival in rivals), default=-1.0)
-    return not rivals or (change.likeness >= 0.6 and change.likeness >= nearest + 0.2)
+    return not rivals or (change.likeness >= 0.75 and change.likeness >= nearest + 0.2)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2 * _CHANGES)
 def _likeness(old: str, new: str) -> float:
     return SequenceMatcher(None, old, new).ratio()
 
@@ -223,7 +228,7 @@ def _changes(unread: Mapping[KeyPath, LeafSpec], absent: Mapping[KeyPath, LeafSp
                 texts = _texts("".join(old), "".join(new), saved, wanted, before)
                 if texts is not None:
                     changes.setdefault(texts, _Change(*texts, [])).pairs.append(_Pair(saved, wanted, before, after))
-    return list(changes.values())
+    return list(changes.values()) if len(changes) <= _CHANGES else []
 
 
 def _texts(old: str, new: str, saved: _Family, wanted: _Family, before: str) -> tuple[str, str] | None:
@@ -269,16 +274,21 @@ class _Trial:
         return _Change(change.old, change.new, pairs)
 
     def hint(self, change: _Change) -> Hint | None:
-        """Return the hint for a change in its shortest form that does no harm, and count its leaves as matched."""
+        """Return the hint for a change in the form that serves most leaves, and count those as matched."""
+        best: Hint | None = None
         for rename in _forms(change):
-            if len(rename) <= _ENTRIES and (moved := self._moved(rename)) is not None:
-                paths = {path: name for path, name in moved.items() if name in self.absent}
-                for path, name in moved.items():
-                    del self.unread[path]
-                    self.absent.pop(name, None)
-                    self.taken.add(name)
-                return Hint(rename, _reason(change), paths)
-        return None
+            if rename and len(rename) <= _ENTRIES and (moved := self._moved(rename)) is not None:
+                served = sum(name in self.absent for name in moved.values())
+                if best is None or served > best.served:
+                    best = Hint(rename, _reason(change), moved, served)
+                if served >= change.weight[0]:
+                    break
+        if best is not None:
+            for path, name in best.moved.items():
+                del self.unread[path]
+                self.absent.pop(name, None)
+                self.taken.add(name)
+        return best
 
     def _moved(self, rename: Mapping[str, str]) -> dict[KeyPath, KeyPath] | None:
         """Return path -> name of all that `rename` moves, None when that does harm or one of its globs no good."""
