@@ -684,7 +684,7 @@ def test_many_small_leaves_make_one_pack_and_no_call_each(root: Path) -> None:
 
 
 def test_a_store_may_be_given_open(root: Path) -> None:
-    store = open_store(root)
+    store = open_store(root, create=True)
     with mp.Checkpointer(store) as saver:
         saver.save(0, tree())
     assert list(mp.open(str(root))) == [0]

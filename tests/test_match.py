@@ -191,6 +191,10 @@ def test_every_difference_is_listed_in_the_order_of_like_and_then_of_what_is_sav
     )
 
 
+def test_nothing_is_raised_when_everything_fits() -> None:
+    compare(arrays("a"), arrays("a")).raise_for("step 7 of runs/1")
+
+
 def test_pairs_come_in_the_order_of_like() -> None:
     assert list(compare(arrays("a", "b"), arrays("b", "a")).pairs) == ["b", "a"]
 
@@ -531,6 +535,12 @@ def test_names_that_are_alike_settle_what_specs_leave_open() -> None:
 
 def test_a_suggested_rename_leaves_alone_what_would_take_a_name_that_is_not_free() -> None:
     match = compare(arrays("x/wi", "y/wi", "y/gate"), arrays("x/gate", "y/gate"))
+
+    assert pasted(way_out(match)) == {"rename": {"x/wi": "x/gate"}, "unexpected": "ignore"}
+
+
+def test_a_suggested_rename_never_gives_two_saved_leaves_one_name() -> None:
+    match = compare(arrays("x/wi", "y/wi", "k") | {"y/gate": array("int8", 4)}, arrays("x/gate", "k"))
 
     assert pasted(way_out(match)) == {"rename": {"x/wi": "x/gate"}, "unexpected": "ignore"}
 

@@ -167,6 +167,27 @@ def test_a_folder_is_out_of_sight_for_good_before_its_files_go(root: Path, store
     ]
 
 
+def test_a_folder_in_a_folder_is_retired_from_both(root: Path, store: LocalStore) -> None:
+    store.put("1/notes/n", [b"x"])
+
+    with Recorder(root) as recorder:
+        store.retire("1/notes/")
+
+    assert recorder.story()[:4] == ["rename 1/notes/ -> .trash/", "fsync .", "fsync 1/", "unlink .trash/n"]
+
+
+def test_a_folder_that_a_killed_process_made_is_synced_once(root: Path, store: LocalStore) -> None:
+    store.put("0/pack", [b"x"])
+    (root / "1").mkdir()
+
+    with Recorder(root) as recorder:
+        store.put("1/a", [b"x"], flush=False)
+        store.put("1/b", [b"x"], flush=False)
+
+    assert recorder.story()[0] == "fsync ."
+    assert recorder.story().count("fsync .") == 1
+
+
 def test_many_tiny_buffers_are_few_writes(root: Path, store: LocalStore) -> None:
     with Recorder(root) as recorder:
         store.put("tiny", [b"x" * 100] * 50_000)
@@ -524,6 +545,42 @@ def test_a_killed_writer_leaves_nothing_that_is_seen(root: Path, store: LocalSto
     store.put("1/manifest.json", [b"{}"])
 
 
+def test_a_listing_never_has_half_of_what_is_being_deleted(
+    root: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abc":
+        store.put(f"1/{name}", [b"x"])
+    scandir = os.scandir
+
+    def half_deleted_meanwhile(fd: int) -> object:
+        monkeypatch.setattr(os, "scandir", scandir)
+        (root / "1").rename(root / ".trash-1")
+        (root / ".trash-1/b").unlink()
+        return scandir(fd)
+
+    monkeypatch.setattr(os, "scandir", half_deleted_meanwhile)
+
+    assert keys(store, "1/") == []
+
+
+def test_what_is_put_into_a_folder_on_its_way_out_is_not_acknowledged(root: Path, store: LocalStore) -> None:
+    asked_for: list[int] = []
+
+    def data() -> Iterator[Buffer]:
+        asked_for.append(1)
+        (root / "1").rename(root / ".trash-1")
+        yield b"{}"
+
+    with store.claim("1/") as claim:
+        for _ in range(2):
+            with pytest.raises(ConflictError) as caught:
+                claim.put("manifest.json", data())
+            assert caught.value.code == "fenced"
+
+    assert len(asked_for) == 1  # the second time, nothing is written to find out
+    assert keys(store) == []
+
+
 # Locks
 
 
@@ -533,7 +590,6 @@ def test_a_child_does_not_keep_its_dead_parents_lock(root: Path, store: LocalSto
         "from milepost.stores.local import LocalStore\n"
         "hold = LocalStore(sys.argv[1], create=True).hold('writer.lock', exclusive=True, create=True)\n"
         "if os.fork() == 0:\n"
-        "    hold.close()\n"
         "    print('the child lives', flush=True)\n"
         "    sys.exit(sys.stdin.read())\n"
         "sys.stdout.close()\n"
@@ -580,13 +636,13 @@ def test_a_lock_on_what_is_being_retired_is_none(store: LocalStore, monkeypatch:
 
 def test_a_lock_file_that_was_replaced_is_locked_anew(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.put("lock", [b"old"])
+    before = len(os.listdir("/proc/self/fd"))
     after_the_lock(monkeypatch, lambda: store.put("lock", [b"new"], mode="overwrite"))
 
-    hold = store.hold("lock", exclusive=False, create=True)
-
-    with pytest.raises(ConflictError):
+    with store.hold("lock", exclusive=False, create=True), pytest.raises(ConflictError):
         store.hold("lock", exclusive=True)
-    hold.close()
+
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 # Opening

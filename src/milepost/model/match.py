@@ -70,6 +70,7 @@ class Match:
         kept: paths in `like` that keep the value they have there.
         skipped: paths in `like` that stay unread: `mp.SKIP`, and what was not asked for and has no value to keep.
         mismatches: every difference, one entry per leaf; empty when everything fits.
+        question: what was asked, from which `raise_for` finds the way out.
     """
 
     pairs: dict[KeyPath, KeyPath]

@@ -289,10 +289,9 @@ def fenced(where: str) -> ConflictError:
     return ConflictError(message(text, remedy="Another writer took over, or the folder was removed."), code="fenced")
 
 
-def check_size(where: str, expected: int, found: int) -> None:
-    """Raise CorruptionError when an object does not have the size it was written with."""
-    if expected != found:
-        raise CorruptionError(message(f"{where} has another size", expected=f"{expected} bytes", found=found))
+def too_short(where: str, expected: int, found: int) -> CorruptionError:
+    """Return the error for an object that ends before the range that is read."""
+    return CorruptionError(message(f"{where} is too short", expected=f"at least {expected} bytes", found=found))
 
 
 def range_length(where: str, nbytes: int, start: int, length: int | None, out: memoryview | None) -> int:
@@ -307,8 +306,7 @@ def range_length(where: str, nbytes: int, start: int, length: int | None, out: m
     if start < 0 or length < 0 or (out is not None and out.nbytes != length):
         raise ValueError(f"{where}: start={start}, length={length}, out of {out and out.nbytes} bytes")
     if start + length > nbytes:
-        text = message(f"{where} is too short", expected=f"at least {start + length} bytes", found=nbytes)
-        raise CorruptionError(text)
+        raise too_short(where, start + length, nbytes)
     return length
 
 

@@ -15,7 +15,7 @@ import secrets
 import stat
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
@@ -32,7 +32,6 @@ from milepost.stores import (
     Mode,
     ObjectInfo,
     busy,
-    check_size,
     exists,
     fenced,
     files,
@@ -43,6 +42,7 @@ from milepost.stores import (
     range_length,
     segments,
     slot_segments,
+    too_short,
 )
 from milepost.stores.files import ABSENT, NO_LINKS, Folder, failing
 
@@ -102,7 +102,8 @@ class LocalStore:
                 raise StorageError(f"cannot read {where}: no memory for {length} bytes", code="exhausted") from error
             if length:
                 found = files.read_into(fd, start, view.cast("B"))
-                check_size(where, start + length, start + found)
+                if found < length:
+                    raise too_short(where, start + length, start + found)
         return view
 
     def map(self, key: str) -> memoryview:
@@ -223,8 +224,7 @@ class LocalStore:
     def _listing(self, parts: Parts, prefix: str, *, deep: bool) -> Iterator[ObjectInfo]:
         with failing(f"cannot list {place(self.url, prefix)}"):
             try:
-                with self._existing(parts) as folder:
-                    entries = folder.entries()
+                entries = self._entries(parts)
             except OSError as error:
                 if error.errno in ABSENT:
                     return
@@ -236,6 +236,14 @@ class LocalStore:
                 yield from self._listing((*parts, name[:-1]), prefix + name, deep=True)
             else:
                 yield ObjectInfo(prefix + name, nbytes)
+
+    def _entries(self, parts: Parts) -> Sequence[tuple[str, int | None]]:
+        while True:
+            with self._existing(parts) as folder:
+                entries = folder.entries()
+                # A folder that is being deleted would be listed in part; it has been renamed before that.
+                if not parts or _is_in_place(folder):
+                    return entries
 
     @contextmanager
     def _opened(self, key: str) -> Generator[tuple[int, int]]:
@@ -376,6 +384,10 @@ def _publish(folder: Folder, temporary: str, name: str, where: str) -> None:
         raise exists(where) from None
 
 
+def _is_in_place(folder: Folder) -> bool:
+    return folder.fd is None or files.is_named(folder.path, folder.fd)
+
+
 @final
 class _LocalClaim:
     """A folder under its descriptor: what is put there goes where the folder goes, even into the trash."""
@@ -414,7 +426,7 @@ class _LocalClaim:
 
     def _check(self, where: str) -> None:
         with failing(f"cannot write {where}"):
-            if self._folder.fd is not None and not files.is_named(self._folder.path, self._folder.fd):
+            if not _is_in_place(self._folder):
                 raise fenced(where)
 
 

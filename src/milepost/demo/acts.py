@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The story that `milepost demo` tells, act by act. Everything in it really happens, in child processes and files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import final
+
+import milepost as mp
+from milepost.demo.model import FRAMEWORKS, LAYERS
+
+STEPS = 600
+# Slow enough that a save takes a third of a second, in which it can be killed.
+_BYTES_PER_S = 2_700_000
+_CALM, _KILLED = "uninterrupted", "interrupted"
+_FIRST_KILL, _SAVE_EVERY = 350, 50
+
+
+class Broken(Exception):
+    """Something did not happen as promised."""
+
+
+def run(framework: str = "numpy", keep: str | None = None) -> int:
+    """Play all acts; return 0 when everything was as promised, else 1.
+
+    Args:
+        framework: `numpy`, `torch` or `jax`, which must be installed.
+        keep: a new folder for the runs; by default a temporary one that is deleted at the end.
+    """
+    if framework not in FRAMEWORKS:
+        _say(f"There is no demo for {framework!r}: choose one of {', '.join(FRAMEWORKS)}.")
+        return 1
+    if find_spec(framework) is None:
+        _say(f"{framework} is not installed here. Install it, `pip install 'milepost[{framework}]'`, or choose numpy.")
+        return 1
+    try:
+        with _folder(keep) as folder:
+            _play(Stage(folder, framework))
+    except Broken as error:
+        _say(f"\nNOT AS PROMISED: {error}")
+        return 1
+    return 0
+
+
+@contextmanager
+def _folder(keep: str | None) -> Iterator[Path]:
+    if keep is None:
+        with tempfile.TemporaryDirectory(prefix="milepost-demo-") as name:
+            yield Path(name)
+        return
+    folder = Path(keep)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Broken(f"{keep} is there already. Name a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder.resolve()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Where the demo plays: a folder for the roots of both runs, and what the model is made with."""
+
+    folder: Path
+    framework: str
+
+    @property
+    def killed(self) -> Path:
+        """The root of the run that is killed and damaged."""
+        return self.folder / _KILLED
+
+    @contextmanager
+    def training(self, root: str) -> Iterator[subprocess.Popen[str]]:
+        """Start the training run; the command is the same every time."""
+        command = [sys.executable, "-m", "milepost.demo.train", root, "--framework", self.framework]
+        command += ["--steps", str(STEPS), "--bandwidth", str(_BYTES_PER_S)]
+        with subprocess.Popen(
+            command, cwd=self.folder, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()  # no run outlives the demo, whatever happened
+
+    def trained(self, root: str) -> list[str]:
+        """Let the training run go to its end; return what it printed.
+
+        Raises:
+            Broken: it failed.
+        """
+        with self.training(root) as process:
+            lines = list(_echoed(process))
+            if code := process.wait():
+                raise Broken(f"the training run ended with exit code {code}.")
+        return lines
+
+    def shell(self, *words: str, code: int = 0) -> None:
+        """Run a `milepost` command as a user would, and show what it prints.
+
+        Raises:
+            Broken: its exit code is another.
+        """
+        _say(f"\n   $ milepost {' '.join(f'"{word}"' if ' ' in word else word for word in words)}")
+        program = "import sys; from milepost.cli import main; sys.exit(main())"
+        done = subprocess.run(
+            [sys.executable, "-c", program, *words], cwd=self.folder, env=_environment(), capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        _say(textwrap.indent((done.stdout + done.stderr).rstrip(), "   "))
+        if done.returncode != code:
+            raise Broken(f"`milepost {words[0]}` ended with exit code {done.returncode}, not {code}.")
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of the children.
+
+    One thread for linear algebra, set before anything loads it: with another number it adds in another order, and
+    being equal to the last bit would be luck. What the run skipped it says itself, so the warning is not shown too.
+    """
+    threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONWARNINGS": "ignore::RuntimeWarning", "COLUMNS": "110"}
+    return {**os.environ, **dict.fromkeys(threads, "1"), **own}
+
+
+def _echoed(process: subprocess.Popen[str]) -> Iterator[str]:
+    """Yield the lines of a run as they come, shown."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        _say(f"   | {line.rstrip()}")
+        yield line.rstrip()
+
+
+def _play(stage: Stage) -> None:
+    start = time.monotonic()
+    layers = "-".join(map(str, LAYERS))
+    _say(
+        f"milepost demo, {stage.framework}: a training run that is killed and damaged, and ends with the same numbers.\n\n"
+        f"A perceptron of {layers} with dropout and Adam learns to read 1,797 handwritten digits (UCI, CC BY 4.0).\n"
+        "Its state is weights, moments, losses, the order and position of a shuffled loader, and random states.\n"
+        f"Files are in {stage.folder}."
+    )
+    expected = _train(stage)
+    _kill(stage)
+    _resume(stage, expected)
+    _damage(stage, expected)
+    _look(stage)
+    _say(f"\nAll as promised, in {time.monotonic() - start:.0f} seconds.")
+
+
+def _train(stage: Stage) -> list[str]:
+    _act(1, f"Train for {STEPS} steps without interruption, saving every {_SAVE_EVERY}: this is what must come out.")
+    return _digests(stage.trained(_CALM))
+
+
+def _kill(stage: Stage) -> None:
+    _act(2, "The same program with a root of its own, and SIGKILL while a save is half written.")
+    for step in range(_FIRST_KILL, STEPS, _SAVE_EVERY):
+        found = _killed_while_saving(stage, step)
+        if found is not None:
+            break
+        _say(f"   (step {step} was whole before the signal came; once more)")
+    else:
+        raise Broken("no save could be killed half-way: every one was too fast.")
+    _say(f"\n   Killed. What is in {_KILLED}/{step}/:")
+    for name, nbytes in found.items():
+        _say(f"      {name:<40} {nbytes:>9,} bytes")
+    _say("   A checkpoint is there when its manifest.json is, which is written last. So step {} is not:".format(step))
+    stage.shell("ls", _KILLED)
+    runs = mp.open(stage.killed)
+    latest = runs.latest()
+    if step in runs or latest is None or latest.step != step - _SAVE_EVERY:
+        raise Broken(f"the newest step is {latest}, where step {step} was killed.")
+
+
+def _killed_while_saving(stage: Stage, step: int) -> dict[str, int] | None:
+    """Kill the run while it writes a step; return the files it left, None when the step was committed before."""
+    slot = stage.killed / str(step)
+    with stage.training(_KILLED) as process:
+        for line in _echoed(process):
+            if line.startswith(f"step {step:4} "):  # printed just before the save
+                break
+        while process.poll() is None and not any(_files(slot).values()):
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+    found = _files(slot)
+    return None if "manifest.json" in found or not found else found
+
+
+def _files(folder: Path) -> dict[str, int]:
+    try:
+        return {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    except FileNotFoundError:  # no folder yet, or a temporary name that has just gone
+        return {}
+
+
+def _resume(stage: Stage, expected: list[str]) -> None:
+    _act(3, "The same command again. It finds its newest whole step by itself, and goes on from there.")
+    _compare(stage.trained(_KILLED), expected)
+
+
+def _damage(stage: Stage, expected: list[str]) -> None:
+    _act(4, "Flip one byte in the newest step, in the middle of its largest leaf.")
+    newest = mp.open(stage.killed).latest()
+    if newest is None or newest.step != STEPS:
+        raise Broken(f"the newest step is {newest}, not {STEPS}.")
+    weights = [ref for path, ref in newest.leaves.items() if path.startswith("model/weights/")]
+    leaf = max(weights, key=lambda ref: ref.nbytes).path
+    pack, place = _flip(stage.killed / str(STEPS), leaf)
+    _say(f"   Byte {place:,} of {_KILLED}/{STEPS}/{pack} is another now: a byte of {leaf}.")
+    stage.shell("verify", _KILLED, code=4)
+    try:
+        newest.verify()
+    except mp.CorruptionError as error:
+        if [damage.path for damage in error.damaged] != [leaf]:
+            raise Broken(f"verify names {error.damaged}, not {leaf}.") from error
+    else:
+        raise Broken("verify did not see it.")
+    _say("\n   The same command again. The damaged step is never taken in silence: the run goes one step further back.")
+    lines = stage.trained(_KILLED)
+    if f"resumed from step {STEPS - _SAVE_EVERY}" not in lines or leaf not in lines[0]:
+        raise Broken("the run did not say that it went back to the step before.")
+    _compare(lines, expected)
+
+
+def _flip(slot: Path, leaf: str) -> tuple[str, int]:
+    """Flip a byte in the middle of a leaf; return the file's name and the byte's place in it."""
+    for pack in sorted(slot.glob("*.safetensors")):
+        data = bytearray(pack.read_bytes())
+        start = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:start])
+        if leaf in header:
+            place = start + sum(header[leaf]["data_offsets"]) // 2
+            data[place] ^= 0xFF
+            pack.chmod(0o644)  # packs are read-only
+            pack.write_bytes(data)
+            return pack.name, place
+    raise Broken(f"no pack of {slot} holds {leaf}.")
+
+
+def _look(stage: Stage) -> None:
+    _act(5, "Look at what is there: the steps and why they stay, what differs, and what a policy would delete.")
+    stage.shell("ls", _KILLED)
+    stage.shell("diff", f"{_KILLED}@-2", f"{_KILLED}@latest")
+    stage.shell("diff", f"{_CALM}@latest", f"{_KILLED}@latest")
+    stage.shell("prune", _KILLED, "--keep", "last 1, best 1 accuracy", "--dry-run")
+    calm, killed = mp.open(stage.folder / _CALM).latest(), mp.open(stage.killed).latest()
+    if calm is None or killed is None or calm.diff(killed):
+        raise Broken("the newest steps of the two runs differ.")
+
+
+def _digests(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.startswith(("weights ", "losses "))]
+
+
+def _compare(lines: list[str], expected: list[str]) -> None:
+    if _digests(lines) != expected or len(expected) != 2:
+        raise Broken(f"the weights or losses differ from those of act 1, which were\n{'\n'.join(expected)}")
+    _say(f"\n   BIT-EXACT: the weights and all {STEPS} losses are those of act 1, to the last bit.")
+
+
+def _act(number: int, text: str) -> None:
+    _say(f"\n{number}. {text}\n")
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
