@@ -191,7 +191,7 @@ def test_a_pinned_step_stays_until_it_is_unpinned(root: Path) -> None:
     catalog.pin(1, "before-lr-drop")
 
     assert catalog.prune("last 1").kept == {1: 'pinned "before-lr-drop"', 3: "latest · last 1"}
-    with pytest.raises(mp.NotFoundError, match=r'(?s)no pin .*There are: before-lr-drop'):
+    with pytest.raises(mp.NotFoundError, match=r"(?s)no pin .*There are: before-lr-drop"):
         catalog.unpin("other")
     catalog.unpin("before-lr-drop")
     assert list(catalog.prune("last 1").dropped) == [1]

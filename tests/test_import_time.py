@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-CORE = {"milepost", "ml_dtypes", "msgspec", "numpy", "xxhash"}
+# msgspec takes typing_extensions where it is installed.
+CORE = {"milepost", "ml_dtypes", "msgspec", "numpy", "typing_extensions", "xxhash"}
 # Modules of ours and of the standard library beyond what the dependencies load anyway: each costs 0.2 to 1 ms.
 MOST_MODULES = 120
 

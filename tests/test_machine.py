@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import milepost as mp
 from milepost.policy import Saved, keep_policy
 
-POLICIES = ("all", "last 1", "last 3", "last 2, best 1 loss", "every 4 steps", "steps 3, 5", "spaced 2", "within 1 hour")
+POLICIES = ("all", "last 1", "last 3", "last 2, best 1 loss", "every 4 steps", "steps 3, 5", "spaced 2", "within 1 day")
 
 
 @dataclass

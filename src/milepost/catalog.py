@@ -326,13 +326,12 @@ class Catalog(Mapping[int, Checkpoint]):
         latest = self._root.latest([slot for slots in self._slots.values() for slot in slots], self._head)
         if latest is not None:
             kept[latest[0].step] = " · ".join(filter(None, ["latest", kept.get(latest[0].step, "")]))
-        seen = {checkpoint.step for checkpoint in whole}
-        for step in self:
-            if step not in seen:
-                kept[step] = "damaged"
+        there = set(self)
+        for step in there.difference(checkpoint.step for checkpoint in whole):
+            kept[step] = "damaged"
         dropped = [checkpoint for checkpoint in whole if checkpoint.step not in kept]
         sizes = _freed(whole, dropped)
-        return Pruning({step: kept[step] for step in sorted(kept) if step in set(self)}, sizes)
+        return Pruning({step: kept[step] for step in sorted(kept) if step in there}, sizes)
 
     def delete(self, step: int) -> None:
         """Delete one step, whatever keeps it.

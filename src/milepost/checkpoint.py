@@ -7,7 +7,7 @@ import datetime as dt
 import difflib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeVar, final
@@ -223,15 +223,19 @@ class Checkpoint:
         """Compare with another checkpoint, by digests: no array is read. `Diff.stats(path)` reads two."""
         return compared(self._stored, other._stored)
 
-    def verify(self, *, deep: bool = True) -> Report:
+    def verify(self, *, deep: bool = True, progress: Callable[[int], None] | None = None) -> Report:
         """Check records, sizes and, when deep, every byte and every pack header against their digests.
+
+        Args:
+            deep: read everything.
+            progress: called with the bytes that were just checked, a few MiB at a time; `nbytes` in all.
 
         Raises:
             CorruptionError: with everything that is damaged in `.damaged`.
         """
         start = time.monotonic()
         with self._opened.lease():
-            damaged, nbytes = _damage(self, deep)
+            damaged, nbytes = _damage(self, deep, progress)
         if damaged:
             raise CorruptionError(
                 message(
@@ -322,7 +326,9 @@ def _merged(first: Any, later: list[Any]) -> dict[str, Any]:
     return result
 
 
-def _damage(checkpoint: Checkpoint, deep: bool) -> tuple[list[Damage], int]:
+def _damage(
+    checkpoint: Checkpoint, deep: bool, progress: Callable[[int], None] | None
+) -> tuple[list[Damage], int]:
     opened = checkpoint._opened  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     root, slot, step = opened.root, opened.slot, opened.slot.step
     damaged: list[Damage] = []
@@ -349,7 +355,7 @@ def _damage(checkpoint: Checkpoint, deep: bool) -> tuple[list[Damage], int]:
     for path, array in stored.table.arrays.items():
         for box in array.boxes:
             if stored.table.packs[box.pack].name not in missing:
-                damaged += stored.source.check_box(path, box)
+                damaged += stored.source.check_box(path, box, progress)
                 nbytes += box.nbytes
     return damaged, nbytes
 

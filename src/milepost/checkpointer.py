@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import threading
@@ -104,7 +105,8 @@ class Checkpointer:
         self._defaults = ("save" if save is None else "", "keep" if keep is None else "")
         store = open_store(where, create=not read_only)
         identity = None if metadata is None else encode(dict(metadata))
-        self._root: Root = open_root(store, create=True, steps=step_format, metadata=identity, read_only=read_only)
+        root = open_root(store, create=True, steps=step_format, metadata=identity, read_only=read_only)
+        self._root = dataclasses.replace(root, concurrency=self._limits.concurrency)
         _check_identity(self._root, identity)
         self.catalog = Catalog(self._root, keep=self._keep, rank=self._group.rank, fell_back=self._fell_back)
         """The checkpoints of this root."""

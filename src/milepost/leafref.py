@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Any, final
+from types import EllipsisType
+from typing import Any, SupportsIndex, TypeAlias, final
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from milepost.model.format import Manifest, Note, Slot
 from milepost.model.keypath import KeyPath
 from milepost.model.leaf import Box, LeafSpec
 from milepost.stores import Hold
+
+Part: TypeAlias = SupportsIndex | slice | EllipsisType
+Index: TypeAlias = Part | tuple[Part, ...]
 
 
 @final
@@ -42,7 +46,7 @@ class LeafRef:
         with self._opened.lease():
             return self._opened.stored.leaf(self._there)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: Index) -> Any:
         """Return the part that NumPy's basic indexing (integers, slices, `...`) selects, reading no other range."""
         array = self._opened.stored.table.arrays.get(self._there)
         if array is None:
@@ -94,7 +98,7 @@ class Opened:
     def stored(self) -> Stored:
         table = self.root.table(self.slot, self.manifest)
         packs = [pack.name for pack in table.packs]
-        source = Source(self.root.store, self.slot, packs, self.root.damaged)
+        source = Source(self.root.store, self.slot, packs, self.root.damaged, self.root.concurrency)
         return Stored(table, source, keypath.ROOT, table.tree, self.rank, self.where)
 
     @cached_property

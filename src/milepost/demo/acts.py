@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -54,7 +55,7 @@ def run(framework: str = "numpy", keep: str | None = None) -> int:
 
 
 @contextmanager
-def _folder(keep: str | None) -> Iterator[Path]:
+def _folder(keep: str | None) -> Generator[Path]:
     if keep is None:
         with tempfile.TemporaryDirectory(prefix="milepost-demo-") as name:
             yield Path(name)
@@ -80,11 +81,11 @@ class Stage:
         return self.folder / _KILLED
 
     @contextmanager
-    def training(self, root: str) -> Iterator[subprocess.Popen[str]]:
+    def training(self, root: str) -> Generator[subprocess.Popen[str]]:
         """Start the training run; the command is the same every time."""
         command = [sys.executable, "-m", "milepost.demo.train", root, "--framework", self.framework]
         command += ["--steps", str(STEPS), "--bandwidth", str(_BYTES_PER_S)]
-        with subprocess.Popen(
+        with subprocess.Popen(  # noqa: S603 our own program
             command, cwd=self.folder, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process:
             try:
@@ -110,12 +111,11 @@ class Stage:
         Raises:
             Broken: its exit code is another.
         """
-        _say(f"\n   $ milepost {' '.join(f'"{word}"' if ' ' in word else word for word in words)}")
-        program = "import sys; from milepost.cli import main; sys.exit(main())"
-        done = subprocess.run(
-            [sys.executable, "-c", program, *words], cwd=self.folder, env=_environment(), capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+        _say(f"\n   $ milepost {shlex.join(words)}")
+        command = [sys.executable, "-c", "import sys; from milepost.cli import main; sys.exit(main())", *words]
+        done = subprocess.run(  # noqa: S603 our own program
+            command, cwd=self.folder, env=_environment(), capture_output=True, text=True, check=False
+        )
         _say(textwrap.indent((done.stdout + done.stderr).rstrip(), "   "))
         if done.returncode != code:
             raise Broken(f"`milepost {words[0]}` ended with exit code {done.returncode}, not {code}.")
@@ -145,7 +145,7 @@ def _play(stage: Stage) -> None:
     start = time.monotonic()
     layers = "-".join(map(str, LAYERS))
     _say(
-        f"milepost demo, {stage.framework}: a training run that is killed and damaged, and ends with the same numbers.\n\n"
+        f"milepost demo, {stage.framework}: a training run is killed and damaged, and ends with the same numbers.\n\n"
         f"A perceptron of {layers} with dropout and Adam learns to read 1,797 handwritten digits (UCI, CC BY 4.0).\n"
         "Its state is weights, moments, losses, the order and position of a shuffled loader, and random states.\n"
         f"Files are in {stage.folder}."
@@ -175,7 +175,7 @@ def _kill(stage: Stage) -> None:
     _say(f"\n   Killed. What is in {_KILLED}/{step}/:")
     for name, nbytes in found.items():
         _say(f"      {name:<40} {nbytes:>9,} bytes")
-    _say("   A checkpoint is there when its manifest.json is, which is written last. So step {} is not:".format(step))
+    _say(f"   A checkpoint is there when its manifest.json is, which is written last. So step {step} is not:")
     stage.shell("ls", _KILLED)
     runs = mp.open(stage.killed)
     latest = runs.latest()
@@ -266,7 +266,7 @@ def _digests(lines: list[str]) -> list[str]:
 
 def _compare(lines: list[str], expected: list[str]) -> None:
     if _digests(lines) != expected or len(expected) != 2:
-        raise Broken(f"the weights or losses differ from those of act 1, which were\n{'\n'.join(expected)}")
+        raise Broken(f"the weights or losses differ from those of act 1, which were {', '.join(expected)}.")
     _say(f"\n   BIT-EXACT: the weights and all {STEPS} losses are those of act 1, to the last bit.")
 
 

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model in JAX: one compiled step from state to state, Adam written out, and a typed key for the dropout."""
 
+# JAX says only in part what its functions take and give.
+# pyright: reportUnknownMemberType=false, reportUnknownLambdaType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownVariableType=false
+
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, final
 
 import jax
@@ -22,7 +27,7 @@ class JaxMlp:
     def __init__(self, seed: int) -> None:
         key, noise = jax.random.split(jax.random.key(seed))
         weights: dict[str, Any] = {}
-        for i, (before, after) in enumerate(zip(LAYERS, LAYERS[1:], strict=False), 1):
+        for i, (before, after) in enumerate(pairwise(LAYERS), 1):
             key, own = jax.random.split(key)
             weights[f"w{i}"] = jax.random.normal(own, (before, after)) * (2 / before) ** 0.5
             weights[f"b{i}"] = jnp.zeros(after)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, final
 
 import numpy as np
@@ -20,7 +21,7 @@ class NumpyMlp:
     def __init__(self, seed: int) -> None:
         random = np.random.default_rng(seed)
         weights: dict[str, Array] = {}
-        for i, (before, after) in enumerate(zip(LAYERS, LAYERS[1:], strict=False), 1):
+        for i, (before, after) in enumerate(pairwise(LAYERS), 1):
             weights[f"w{i}"] = random.normal(0, np.sqrt(2 / before), (before, after)).astype(np.float32)
             weights[f"b{i}"] = np.zeros(after, np.float32)
         self._weights = weights
@@ -73,10 +74,11 @@ class NumpyMlp:
         return outputs * factor, factor
 
     def accuracy(self, images: Array, labels: Array) -> float:
-        for i in range(1, len(LAYERS)):
-            outputs = images @ self._weights[f"w{i}"] + self._weights[f"b{i}"]
-            images = np.maximum(outputs, 0)
-        return float((outputs.argmax(axis=1) == labels).mean())
+        weights = self._weights
+        first = np.maximum(images @ weights["w1"] + weights["b1"], 0)
+        second = np.maximum(first @ weights["w2"] + weights["b2"], 0)
+        found = (second @ weights["w3"] + weights["b3"]).argmax(axis=1)
+        return float((found == labels).mean())
 
     def weights(self) -> dict[str, Array]:
         return self._weights

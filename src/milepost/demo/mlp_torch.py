@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model in PyTorch: a module, `torch.optim.Adam`, and a generator for the dropout."""
 
+# PyTorch says only in part what its functions take and give.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, final
 
 import torch
@@ -17,9 +21,7 @@ functional: Any = torch.nn.functional
 class _Mlp(torch.nn.Module):
     def __init__(self, random: torch.Generator) -> None:
         super().__init__()
-        self.layers = torch.nn.ModuleList(
-            torch.nn.Linear(before, after) for before, after in zip(LAYERS, LAYERS[1:], strict=False)
-        )
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(before, after) for before, after in pairwise(LAYERS))
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 scale = (2 / parameter.shape[-1]) ** 0.5 if name.endswith("weight") else 0.0

@@ -13,8 +13,9 @@ import os
 import platform
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -83,6 +84,7 @@ class Root:
         steps: how slots are named.
         single: the only slot, when the store's own folder is one.
         damaged: packs that this process found damaged; they are never linked again.
+        concurrency: threads that read at once.
     """
 
     store: Store
@@ -90,6 +92,7 @@ class Root:
     steps: StepFormat
     single: Slot | None = None
     damaged: set[str] = field(default_factory=set[str], compare=False)
+    concurrency: int = 2
 
     @property
     def url(self) -> str:
@@ -401,6 +404,37 @@ def _writer_key(epoch: int) -> str:
     return f"{fmt.WRITERS}{epoch}.json"
 
 
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """The newest writer of a root.
+
+    Attributes:
+        record: who it is, and since when; None when it holds the lock but has not saved yet.
+        alive: whether a process holds the writer's lock now; None where the store cannot tell.
+    """
+
+    record: WriterRecord | None
+    alive: bool | None
+
+
+def writer_of(root: Root) -> Writer | None:
+    """Return the newest writer of a root, None when nobody ever wrote. Holds the lock for an instant, if it is free."""
+    epoch = root.newest_epoch()
+    try:
+        with root.store.hold(fmt.LOCK, exclusive=False) as hold:
+            alive = False if hold.supported else None
+    except ConflictError:
+        alive = True
+    except NotFoundError:
+        alive = False
+    except StorageError:  # not for us to open
+        alive = None
+    if not epoch:
+        return Writer(None, alive) if alive else None
+    key = _writer_key(epoch)
+    return Writer(fmt.unseal(root.store.get(key), WriterRecord, f"{root.url}/{key}"), alive)
+
+
 def _writer_text(root: Root, epoch: int) -> str:
     try:
         record = fmt.unseal(root.store.get(_writer_key(epoch)), WriterRecord, _writer_key(epoch))
@@ -426,6 +460,10 @@ class Lock:
             mine.users += 1
 
     def _acquire(self) -> Hold:
+        for wait_s in (0.01, 0.05):  # somebody may only be asking whether a writer is there (`writer_of`)
+            with suppress(ConflictError):
+                return self._root.store.hold(fmt.LOCK, exclusive=True, create=True)
+            time.sleep(wait_s)
         try:
             return self._root.store.hold(fmt.LOCK, exclusive=True, create=True)
         except ConflictError as error:
@@ -466,7 +504,10 @@ class Lock:
             latest = root.latest(slots, head)
             resume_from = latest[0] if latest is not None else None
         start = resume_from.step if resume_from is not None else -1
-        superseded = [slot.name for slot in slots if slot.step > start or slot.name in head.superseded]
+        # Of what is not committed nothing is said: it is swept, and its name goes to the next save of that step.
+        superseded = [
+            slot.name for slot in slots if (slot.step > start or slot.name in head.superseded) and root.committed(slot)
+        ]
         epoch = head.epoch
         while True:
             epoch += 1
@@ -490,9 +531,15 @@ class Lock:
         self._root.store.sweep()
 
     def claim(self, step: int) -> tuple[Slot, Claim]:
-        """Claim the slot for a new save of a step: the one after the highest that is listed."""
-        slots = [slot for slot in self._root.slots() if slot.step == step]
-        generation = slots[-1].generation + 1 if slots else 1
+        """Claim the slot for a new save of a step: the one after the highest that is listed, or was superseded.
+
+        A superseded slot may be gone meanwhile, but what gets its name would be taken for superseded too.
+        """
+        with _writing_lock:
+            record = self._mine().record
+        old = [] if record is None else map(self._root.steps.parse, record.superseded)
+        taken = [slot.generation for slot in [*self._root.slots(), *old] if slot is not None and slot.step == step]
+        generation = max(taken, default=0) + 1
         while True:
             slot = self._root.steps.slot(step, generation)
             try:

@@ -88,16 +88,18 @@ def load_plain(stored: Stored, options: Options) -> Any:
         raise StructureError("`rename` and `dtype` say how the saved tree becomes `like`: they need a `like`")
     wanted = keypath.matcher(options.only) if options.only is not None else None
     left_out = keypath.matcher(options.exclude)
-    names = {there: path for path, there in stored.entries(None).items()}
+    read: dict[KeyPath, Any] = {}  # what was saved shared comes back shared
 
-    def leaf(there: KeyPath) -> Any:
-        path = names[there]
+    def leaf(path: KeyPath, there: KeyPath) -> Any:
         if (wanted is not None and not wanted(path)) or left_out(path):
             return SKIP
-        array = stored.table.arrays.get(there)
-        return stored.source.mapped(there, array) if options.lazy and array is not None else stored.leaf(there)
+        if there not in read:
+            array = stored.table.arrays.get(there)
+            mapped = array is not None and options.lazy
+            read[there] = stored.source.mapped(there, array) if mapped else stored.leaf(there)
+        return read[there]
 
-    return tree.rebuild(stored.node, leaf, path=stored.path)
+    return tree.rebuild(stored.table.tree, leaf, node=stored.node, stored=stored.path)
 
 
 @final
@@ -200,22 +202,29 @@ class _Fit:
         found = self._node(self.pairs[path])
         if found is None:
             raise StructureError(f"{self.stored.where}: no state at {path}")
-        return state_tree(self.stored, *found)
+        node, there = found
+        if isinstance(node, dict) and "per_process" in node:
+            node, there = tree.subtree(self.stored.table.tree, str(self.stored.rank), node=node, stored=there)
+        return state_tree(self.stored, node, there)
 
 
 def state_tree(stored: Stored, node: Any, path: KeyPath) -> Any:
     """Return the saved state of an object, each array in the framework that it came from when that is loaded."""
 
-    def leaf(there: KeyPath) -> Any:
-        array = stored.table.arrays.get(there)
-        adapter = adapter_named(array.origin) if array is not None else None
-        if array is None or adapter is None:
-            return stored.leaf(there)
-        return adapter.place(None, array.spec, reader(stored.source, there, array, array.data_spec))
+    read: dict[KeyPath, Any] = {}
 
-    if isinstance(node, dict) and "per_process" in node:
-        raise StructureError(f"{stored.where}: {path} was saved for several processes")
-    return tree.rebuild(node, leaf, path=path)
+    def leaf(_: KeyPath, there: KeyPath) -> Any:
+        if there not in read:
+            array = stored.table.arrays.get(there)
+            adapter = adapter_named(array.origin) if array is not None else None
+            if array is None or adapter is None:
+                read[there] = stored.leaf(there)
+            else:
+                source = reader(stored.source, there, array, array.data_spec)
+                read[there] = adapter.place(None, array.spec, source)
+        return read[there]
+
+    return tree.rebuild(stored.table.tree, leaf, node=node, stored=path)
 
 
 def load_like(stored: Stored, like: Any, options: Options) -> Any:

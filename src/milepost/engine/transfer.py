@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,8 +14,8 @@ import numpy as np
 import xxhash
 
 from milepost.engine.plan import PackPlan, Part, parts
-from milepost.errors import CorruptionError, FormatError, message
-from milepost.model.format import CHUNK, Slot, StoredArray, StoredBox, is_pack_name
+from milepost.errors import CorruptionError, FormatError, NotFoundError, message
+from milepost.model.format import CHUNK, MANIFEST, Slot, StoredArray, StoredBox, is_pack_name
 from milepost.model.leaf import Box, dtype_info
 from milepost.stores import Buffer, Claim, Store
 
@@ -22,6 +23,8 @@ Array = np.ndarray[Any, Any]
 
 # Rows of a leaf are read together up to this size when only some columns are wanted.
 _SPAN = 64 << 20
+# Ranges of fewer chunks are read by one thread: starting others would take longer.
+_SHARED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Limits:
     Attributes:
         memory_bytes: at most this much memory for copies of the state. A save that would need more writes before it
             returns, and copies nothing. None: no limit.
-        concurrency: threads that digest or read at once.
+        concurrency: threads that read at once.
         timeout_s: how long a save waits for the one before it, and for other processes. None: without end.
         bandwidth_bytes_per_s: writes go no faster, on average over a second. None: no limit.
     """
@@ -142,13 +145,15 @@ class Source:
         slot: the step's folder.
         packs: names of the packs, as the leaf table numbers them.
         damaged: where the names of packs that turn out damaged are put.
+        concurrency: threads that read a large leaf at once.
     """
 
-    def __init__(self, store: Store, slot: Slot, packs: list[str], damaged: set[str]) -> None:
+    def __init__(self, store: Store, slot: Slot, packs: list[str], damaged: set[str], concurrency: int) -> None:
         for name in packs:
             if not is_pack_name(name):
                 raise FormatError(f"step {slot.step}: {name[:80]!r} is no name of a pack")
         self._store, self._slot, self._packs, self._damaged_packs = store, slot, packs, damaged
+        self._concurrency = concurrency
 
     def read(self, path: str, array: StoredArray, wanted: Box, out: Array | None = None) -> Array:
         """Return a box of a leaf in its own dtype, C-contiguous; in `out` when given.
@@ -184,14 +189,16 @@ class Source:
             raise self._damaged(path, box, 0, box.nbytes, f"{box.nbytes} bytes", f"{len(data)} bytes")
         return np.frombuffer(data, info.numpy).reshape(array.shape)
 
-    def check_box(self, path: str, box: StoredBox) -> list[Damage]:
-        """Return what is damaged in a stored box, reading all of it, a few chunks at a time."""
+    def check_box(self, path: str, box: StoredBox, progress: Callable[[int], None] | None = None) -> list[Damage]:
+        """Return what is damaged in a stored box, reading all of it; `progress` is told the bytes of each chunk."""
         damaged: list[Damage] = []
         for start in range(0, box.nbytes, CHUNK) if box.nbytes else ():
             try:
                 self._chunk(path, box, start // CHUNK, None)
             except CorruptionError as error:
                 damaged += error.damaged
+            if progress is not None:
+                progress(min(CHUNK, box.nbytes - start))
         return damaged
 
     def _key(self, box: StoredBox) -> str:
@@ -236,7 +243,9 @@ class Source:
         stop = start + len(data)
         if not 0 <= start <= stop <= box.nbytes:
             raise CorruptionError(f"step {self._slot.step}, {path}: {box.nbytes} bytes stored where {stop} are needed")
-        for index in range(start // CHUNK, -(-stop // CHUNK)):
+        indices = range(start // CHUNK, -(-stop // CHUNK))
+
+        def fill(index: int) -> None:
             low, high = index * CHUNK, min((index + 1) * CHUNK, box.nbytes)
             if start <= low and high <= stop:
                 self._chunk(path, box, index, data[low - start : high - start])
@@ -244,6 +253,14 @@ class Source:
                 chunk = self._chunk(path, box, index, None)
                 a, b = max(low, start), min(high, stop)
                 data[a - start : b - start] = chunk[a - low : b - low]
+
+        if self._concurrency == 1 or len(indices) < _SHARED:
+            for index in indices:
+                fill(index)
+            return
+        with ThreadPoolExecutor(self._concurrency) as pool:
+            for _ in pool.map(fill, indices):
+                pass
 
     def _chunk(self, path: str, box: StoredBox, index: int, out: memoryview | None) -> memoryview:
         """Return a chunk of the stored box, checked; in `out` when given."""
@@ -268,6 +285,18 @@ class Source:
             return self._store.get(self._key(box), start=box.offset + start, length=stop - start, out=out)
         except CorruptionError as error:  # the file is shorter than the leaf table says
             raise self._damaged(path, box, start, stop, f"{stop - start} bytes", "a shorter file") from error
+        except NotFoundError as error:
+            if not self._exists():
+                text = f"step {self._slot.step} was deleted while it was read\n  Load another step, or pin it first."
+                raise NotFoundError(text, code="deleted") from error
+            raise self._damaged(path, box, start, stop, f"{stop - start} bytes", "no such file") from error
+
+    def _exists(self) -> bool:
+        try:
+            self._store.get(self._slot.key(MANIFEST), length=0)
+        except NotFoundError:
+            return False
+        return True
 
     def _damaged(self, path: str, box: StoredBox, start: int, stop: int, expected: str, found: str) -> CorruptionError:
         name = self._packs[box.pack]

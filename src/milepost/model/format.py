@@ -215,7 +215,7 @@ def unseal(data: bytes | memoryview, kind: type[Record], where: str) -> Record:
     _check_version(data, where)
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FormatError(f"{where} is no {kind.__name__} of format {FORMAT}: {error}") from error
 
 
@@ -228,7 +228,7 @@ def digest_of(data: bytes) -> str | None:
 def _check_version(data: bytes, where: str) -> None:
     try:
         version = msgspec.json.decode(data, type=_Version).format
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         return
     if version != FORMAT:
         raise FormatError(

@@ -145,11 +145,11 @@ _ML = {
     for name in (
         "bfloat16", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz",
         "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn",
-        "int1", "int2", "int4", "uint1", "uint2", "uint4", "bcomplex32",
+        "int1", "int2", "int4", "uint1", "uint2", "uint4", "bcomplex32", "complex32",
     )
     if hasattr(ml_dtypes, name)
 }  # fmt: skip
-# Dtypes of torch that are no NumPy dtype: handed out as their parts.
+# Dtypes of torch that NumPy may not have (ml_dtypes has complex32 since 0.6): handed out as their parts.
 _PARTS: dict[str, np.dtype[Any]] = {
     "complex32": np.dtype([("real", "<f2"), ("imag", "<f2")]),
     "float4_e2m1fn_x2": np.dtype("u1"),
@@ -172,48 +172,55 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     Raises:
         UnsupportedLeafError: object, StringDType and other dtypes whose bytes are references.
     """
-    return _dtype_name(dtype)
+    if dtype.names is not None:
+        return _structured_name(dtype)
+    # A cache does not tell byte orders of ml_dtypes apart: they compare equal.
+    big = dtype.byteorder == ">" or (dtype.byteorder == "=" and not np.little_endian)
+    return f">{_little_name(dtype)}" if big and dtype.itemsize > 1 else _little_name(dtype)
 
 
 @lru_cache(maxsize=4096)
-def _dtype_name(dtype: np.dtype[Any]) -> str:
+def _little_name(dtype: np.dtype[Any]) -> str:
     if dtype in _ML_NAMES:
         return _ML_NAMES[dtype]
-    big = ">" if dtype.byteorder == ">" or (dtype.byteorder == "=" and not np.little_endian) else ""
-    if dtype.names is not None:
-        return _structured_name(dtype)
     if dtype.kind == "U":
-        return f"{big}str{dtype.itemsize // 4}"
+        return f"str{dtype.itemsize // 4}"
     if dtype.kind in "SV" and dtype.subdtype is None:
         return f"{'bytes' if dtype.kind == 'S' else 'void'}{dtype.itemsize}"
     if dtype.name in _LONG:
-        return f"{big}{dtype.name}_{_long_double()}"
+        return f"{dtype.name}_{_long_double()}"
     if dtype.kind in "biufcmM" and (_PLAIN.fullmatch(dtype.name) or dtype.kind in "mM"):
-        return big + dtype.name
+        return dtype.name
     remedy = (
-        "an array of objects has no bytes of its own; store numbers, fixed-width text, or the objects as a list"
+        "An array of objects has no bytes of its own: store numbers, fixed-width text, or the objects as a list."
         if dtype == object
-        else "convert it to fixed-width text with `.astype('U')`"
+        else "Convert it to fixed-width text with `.astype('U')`."
         if dtype.kind == "T"
-        else "convert it to a dtype of NumPy or ml_dtypes"
+        else "Convert it to a dtype of NumPy or ml_dtypes."
     )
-    raise UnsupportedLeafError(f"dtype {dtype} cannot be stored: {remedy}")
+    raise UnsupportedLeafError(f"dtype {dtype} cannot be stored\n  {remedy}")
 
 
 def _structured_name(dtype: np.dtype[Any]) -> str:
     fields = dtype.fields or {}
+    names = dtype.names or ()
     formats: list[object] = []
-    for name in dtype.names or ():
+    for name in names:
         entry = fields[name][0]
         base, shape = entry.subdtype or (entry, ())
-        formats.append([_dtype_name(base), list(shape)] if shape else _dtype_name(base))
-    record = {
-        "names": list(dtype.names or ()),
+        formats.append([dtype_name(base), list(shape)] if shape else dtype_name(base))
+    record: dict[str, Any] = {
+        "names": list(names),
         "formats": formats,
-        "offsets": [fields[name][1] for name in dtype.names or ()],
+        "offsets": [fields[name][1] for name in names],
         "itemsize": dtype.itemsize,
     }
-    return json.dumps(record, separators=(",", ":"), ensure_ascii=False)
+    if any(len(fields[name]) > 2 for name in names):
+        record["titles"] = [(*fields[name], None)[2] for name in names]
+    try:
+        return json.dumps(record, separators=(",", ":"), ensure_ascii=False)
+    except TypeError:
+        raise UnsupportedLeafError(f"dtype {dtype} has a title that is no text\n  Name its fields by text.") from None
 
 
 @lru_cache(maxsize=4096)
@@ -237,38 +244,43 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
     order, little = (">", name[1:]) if name.startswith(">") else ("<", name)
     try:
         if little in _ML:
-            return _ML[little]
-        if little in _PARTS:
-            return _PARTS[little]
+            return _ML[little].newbyteorder(order) if order == ">" else _ML[little]
+        if name in _PARTS:
+            return _PARTS[name]
         if match := _SIZED.fullmatch(little):
             kind, size = {"str": "U", "bytes": "S", "void": "V"}[match[1]], int(match[2])
             return np.dtype(f"{order}{kind}{size}")
-        if little.startswith("{"):
-            return _structured(json.loads(little))
+        if name.startswith("{"):
+            return _structured(json.loads(name))
         base, _, flavour = little.partition("_")
         if base in _LONG:
             if flavour != _long_double():
                 raise FormatError(
-                    f"dtype {little} is the long double of another processor; this one has {base}_{_long_double()}\n"
+                    f"dtype {little[:80]} is the long double of another processor; this one has {base}_{_long_double()}\n"
                     "  Load it there and save it as float64."
                 )
             return np.dtype(_LONG[base]).newbyteorder(order)
         if _PLAIN.fullmatch(little) or _TIME.fullmatch(little):
             return np.dtype(little).newbyteorder(order)
-    except (TypeError, ValueError, KeyError, OverflowError):
+    except (TypeError, ValueError, KeyError, OverflowError, RecursionError):
         pass
     raise FormatError(f"{name[:200]!r} is no dtype of this format")
 
 
 def _structured(record: dict[str, Any]) -> np.dtype[Any]:
-    formats = [
-        (_numpy_dtype(entry[0]), tuple(entry[1])) if isinstance(entry, list) else _numpy_dtype(entry)
-        for entry in record["formats"]
-    ]
     parts: dict[str, Any] = {
         "names": record["names"],
-        "formats": formats,
+        "formats": [_field(entry) for entry in record["formats"]],
         "offsets": record["offsets"],
         "itemsize": record["itemsize"],
     }
+    if "titles" in record:
+        parts["titles"] = record["titles"]
     return np.dtype(parts)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def _field(entry: Any) -> Any:
+    base, shape = entry if isinstance(entry, list) else (entry, ())  # pyright: ignore[reportUnknownVariableType]
+    if not isinstance(base, str):
+        raise TypeError(entry)
+    return (_numpy_dtype(base), tuple(shape)) if shape else _numpy_dtype(base)  # pyright: ignore[reportUnknownArgumentType]

@@ -401,41 +401,57 @@ def _frozen(value: Any) -> bool:
     return bool(getattr(parameters, "frozen", False)) or type(value).__setattr__.__name__ == "_frozen_setattrs"
 
 
-def rebuild(structure: Structure, leaf: Callable[[KeyPath], Any], *, path: KeyPath = "") -> Any:
-    """Return the saved tree with builtin containers, each leaf as `leaf(path)` gives it.
+def rebuild(
+    structure: Structure,
+    leaf: Callable[[KeyPath, KeyPath], Any],
+    *,
+    node: Structure = None,
+    stored: KeyPath = keypath.ROOT,
+) -> Any:
+    """Return the saved tree with builtin containers.
 
     namedtuples come back as tuples; dataclasses, attrs classes and registered nodes as dicts by field; objects with
     state as their state; `PerProcess` values as the value of their only process, or as a dict by rank.
 
+    Args:
+        structure: the whole tree's.
+        leaf: returns the leaf for a path, counted from `node`, and the stored path; one that is shared is asked for
+            at each place that it stands at.
+        node, stored: the part that is wanted, and where it is stored; by default all of it.
+
     Raises:
         FormatError: the structure is malformed.
     """
-    done: dict[KeyPath, Any] = {}
-    return _rebuilt(structure, leaf, path, done, 0)
+    node = structure if node is None else node
+    return _rebuilt(structure, node, leaf, keypath.ROOT, stored, 0, inside=False)
 
 
 def _rebuilt(
-    structure: Structure, leaf: Callable[[KeyPath], Any], path: KeyPath, done: dict[KeyPath, Any], depth: int
+    root: Structure,
+    node: Structure,
+    leaf: Callable[[KeyPath, KeyPath], Any],
+    path: KeyPath,
+    stored: KeyPath,
+    depth: int,
+    *,
+    inside: bool,
 ) -> Any:
-    result: Any
-    if structure == 0:
-        result = leaf(path)
-    elif isinstance(structure, str):
-        if structure not in done:
-            raise FormatError(f"{path}: shares the array of {structure!r}, which does not come before it")
-        return done[structure]
-    else:
-        kind, body = node_of(structure, path, depth)
-        if kind == "state":
-            result = _rebuilt(body, leaf, path, done, depth + 1)
-        elif kind in ("list", "tuple"):
-            items = [_rebuilt(item, leaf, join(path, str(i)), done, depth + 1) for i, item in enumerate(body)]
-            result = items if kind == "list" else tuple(items)
-        else:
-            fields = {name: _rebuilt(item, leaf, join(path, name), done, depth + 1) for name, item in body.items()}
-            result = _container(kind, fields)
-    done[path] = result
-    return result
+    if isinstance(node, str):
+        node, stored = _shared(root, node, stored, inside=inside)
+        inside = True
+    if node == 0:
+        return leaf(path, stored)
+    kind, body = node_of(node, stored, depth)
+
+    def built(name: str, item: Structure) -> Any:
+        return _rebuilt(root, item, leaf, join(path, name), join(stored, name), depth + 1, inside=inside)
+
+    if kind == "state":
+        return _rebuilt(root, body, leaf, path, stored, depth + 1, inside=inside)
+    if kind in ("list", "tuple"):
+        items = [built(str(i), item) for i, item in enumerate(body)]
+        return items if kind == "list" else tuple(items)
+    return _container(kind, {name: built(name, item) for name, item in body.items()})
 
 
 def _container(kind: str, fields: dict[str, Any]) -> Any:
@@ -480,30 +496,36 @@ def visible(
     Raises:
         StructureError: a value was saved per process, and not for this rank.
     """
-    yield from _visible(structure, structure if node is None else node, keypath.ROOT, stored, rank, 0)
+    yield from _visible(structure, structure if node is None else node, keypath.ROOT, stored, rank, 0, inside=False)
 
 
 def _visible(
-    root: Structure | None, node: Structure, path: KeyPath, stored: KeyPath, rank: int | None, depth: int
+    root: Structure, node: Structure, path: KeyPath, stored: KeyPath, rank: int | None, depth: int, *, inside: bool
 ) -> Iterator[tuple[KeyPath, KeyPath]]:
+    if isinstance(node, str):
+        node, stored = _shared(root, node, stored, inside=inside)
+        inside = True
     if node == 0:
         yield path, stored
-    elif isinstance(node, str):
-        if root is None:
-            raise FormatError(f"{stored}: a shared object within a shared object")
-        target, stored = _found(root, node)
-        # Without the root: what an alias leads to holds no further alias of an object, so nothing can grow.
-        yield from [(path, stored)] if target == 0 else _visible(None, target, path, stored, rank, depth + 1)
+        return
+    kind, body = node_of(node, stored, depth)
+    if kind == "state":
+        yield from _visible(root, body, path, stored, rank, depth + 1, inside=inside)
+    elif kind == "per_process" and rank is not None:
+        name = _of_rank(body, rank, path)
+        yield from _visible(root, body[name], path, join(stored, name), rank, depth + 1, inside=inside)
     else:
-        kind, body = node_of(node, stored, depth)
-        if kind == "state":
-            yield from _visible(root, body, path, stored, rank, depth + 1)
-        elif kind == "per_process" and rank is not None:
-            name = _of_rank(body, rank, path)
-            yield from _visible(root, body[name], path, join(stored, name), rank, depth + 1)
-        else:
-            for name, item in _members(body):
-                yield from _visible(root, item, join(path, name), join(stored, name), rank, depth + 1)
+        for name, item in _members(body):
+            yield from _visible(root, item, join(path, name), join(stored, name), rank, depth + 1, inside=inside)
+
+
+def _shared(root: Structure, first: KeyPath, stored: KeyPath, *, inside: bool) -> tuple[Structure, KeyPath]:
+    """Return the node that an alias names; within what was reached by an alias, it must be a leaf: else a small file
+    could stand for a tree without end."""
+    node, there = _found(root, first)
+    if inside and node != 0:
+        raise FormatError(f"{stored}: a shared object within a shared object")
+    return node, there
 
 
 def _of_rank(body: dict[str, Structure], rank: int, path: KeyPath) -> str:
