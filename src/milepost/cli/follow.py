@@ -10,7 +10,7 @@ import click
 from milepost.checkpoint import Checkpoint
 from milepost.cli.look import checkpoint_json
 from milepost.cli.options import json_option
-from milepost.cli.output import cell, flat_metrics, number, say
+from milepost.cli.output import cell, emit, flat_metrics, number, say
 from milepost.cli.target import Target, TargetType, open_target
 from milepost.table import size
 
@@ -36,7 +36,10 @@ def watch(target: Target, after: str, poll: float, timeout: float | None, as_jso
     else:
         raise click.BadParameter(f"{after!r} is no step", param_hint="--after")
     for checkpoint in place.catalog.watch(after=last, poll_s=poll, timeout_s=timeout):
-        say(_json_line(place.store, checkpoint) if as_json else _line(checkpoint))
+        if as_json:
+            emit("watch", one_line=True, store=place.store, **checkpoint_json(checkpoint))
+        else:
+            say(_line(checkpoint))
         sys.stdout.flush()
 
 
@@ -44,10 +47,3 @@ def _line(checkpoint: Checkpoint) -> str:
     metrics = [f"{name} {number(value)}" for name, value in flat_metrics(checkpoint.metrics).items()]
     parts = [str(checkpoint.step), f"{checkpoint.created:%Y-%m-%d %H:%M:%S}Z", size(checkpoint.nbytes), *metrics]
     return cell("  ".join([*parts, f"({checkpoint.reason})"]))
-
-
-def _json_line(store: str, checkpoint: Checkpoint) -> str:
-    import json
-
-    document = {"schema": "milepost.watch/1", "store": store, **checkpoint_json(checkpoint)}
-    return json.dumps(document, ensure_ascii=False, allow_nan=False)

@@ -26,9 +26,9 @@ _SHORT = {"bfloat16": "bf16", "bool": "bool", "complex64": "c64", "complex128": 
 _WIDTH = re.compile(r"(float|uint|int)(\d+)")
 
 
-def emit(name: str, **fields: Any) -> None:
-    """Print one JSON object of the schema `milepost.<name>/1`, indented on a terminal, else on one line."""
-    indent = 2 if sys.stdout.isatty() else None
+def emit(name: str, *, one_line: bool = False, **fields: Any) -> None:
+    """Print one JSON object of the schema `milepost.<name>/1`, on a terminal indented unless `one_line`."""
+    indent = 2 if sys.stdout.isatty() and not one_line else None
     document = {"schema": f"milepost.{name}/1", **fields}
     click.echo(json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent))
 

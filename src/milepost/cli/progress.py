@@ -7,6 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, final
 
+import click
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
@@ -44,8 +46,6 @@ class Progress:
 
     def line(self, text: str) -> None:
         """Print a line on stdout without disturbing the bar."""
-        import click
-
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

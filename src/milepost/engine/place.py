@@ -95,8 +95,10 @@ def load_plain(stored: Stored, options: Options) -> Any:
             return SKIP
         if there not in read:
             array = stored.table.arrays.get(there)
-            mapped = array is not None and options.lazy
-            read[there] = stored.source.mapped(there, array) if mapped else stored.leaf(there)
+            if options.lazy and array is not None:
+                read[there] = stored.source.mapped(there, array)
+            else:
+                read[there] = stored.leaf(there)
         return read[there]
 
     return tree.rebuild(stored.table.tree, leaf, node=stored.node, stored=stored.path)
