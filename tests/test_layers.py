@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -241,12 +241,13 @@ def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def public_methods(node: ast.ClassDef) -> list[str]:
-    """Return the verbs of a class: its methods without a leading underscore, properties apart."""
+    """Return the verbs of a class: its methods without a leading underscore, apart from properties and a mapping's."""
     return [
         member.name
         for member in node.body
         if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef)
         and not member.name.startswith("_")
+        and not hasattr(Mapping, member.name)
         and not any(ast.unparse(mark).endswith(("property", ".setter", "overload")) for mark in member.decorator_list)
     ]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from milepost.engine.plan import Source, owned, packs, parts
 from milepost.model.format import StoredBox
-from milepost.model.leaf import Box, LeafSpec
+from milepost.model.leaf import Box, LeafSpec, dtype_info
 
 DTYPES = ("uint8", "bool", "int16", "bfloat16", "float32", "float64", "complex128", "int4", "str3")
 
@@ -37,7 +37,8 @@ def sources(draw: st.DrawFn) -> list[Source]:
         spec = LeafSpec("array", draw(st.sampled_from(DTYPES)), shape)
         for box in boxes:
             ranks = sorted(draw(st.sets(st.integers(0, 3), min_size=1)))
-            found += [Source(f"leaf{number}", spec, box, rank, i) for i, rank in enumerate(ranks)]
+            nbytes = box.size * dtype_info(spec.dtype).itemsize
+            found += [Source(f"leaf{number}", spec, box, nbytes, rank, i) for i, rank in enumerate(ranks)]
     return found
 
 
@@ -55,7 +56,7 @@ def test_every_process_computes_the_same_plan(found: list[Source]) -> None:
 
 def test_replicas_are_shared_out_by_bytes() -> None:
     spec = LeafSpec("array", "float32", (1000,))
-    found = [Source(f"leaf{i}", spec, Box.whole((1000,)), rank, rank) for i in range(8) for rank in range(4)]
+    found = [Source(f"leaf{i}", spec, Box.whole((1000,)), 4_000, rank, rank) for i in range(8) for rank in range(4)]
     assert [len(owned(found, rank)) for rank in range(4)] == [2, 2, 2, 2]
 
 
@@ -84,7 +85,7 @@ def test_a_pack_has_no_holes_and_every_tensor_is_aligned(found: list[Source]) ->
 
 def test_packs_split_before_their_header_grows_too_large() -> None:
     spec = LeafSpec("array", "float32", (1,))
-    found = [Source(f"leaf{i:06}", spec, Box.whole((1,))) for i in range(1_000)]
+    found = [Source(f"leaf{i:06}", spec, Box.whole((1,)), 4) for i in range(1_000)]
     plans = packs(found, list(range(1_000)), max_header=20_000)
 
     assert len(plans) > 1
@@ -119,6 +120,6 @@ def test_ranges_that_do_not_cover_the_wanted_box_give_nothing() -> None:
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0)])
 def test_the_whole_of_an_empty_or_single_element_leaf_is_one_box(shape: tuple[int, ...]) -> None:
-    source = Source("a", LeafSpec("array", "float32", shape), Box.whole(shape))
+    source = Source("a", LeafSpec("array", "float32", shape), Box.whole(shape), 4 * math.prod(shape))
     assert source.start is None
-    assert source.nbytes == 4 * math.prod(shape)
+    assert [plan.nbytes for plan in packs([source], [0])] == [4096 + source.nbytes]

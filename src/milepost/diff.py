@@ -76,14 +76,16 @@ class Diff:
         left, right = cast("Array", before), cast("Array", after)
         if left.shape != right.shape:
             return None
+        wide = np.complex128 if left.dtype.kind == "c" else np.float64
         try:
-            old: Array = left.astype(np.float64)
-            new: Array = right.astype(np.float64)
+            old: Array = left.astype(wide)
+            new: Array = right.astype(wide)
         except (TypeError, ValueError):
             return None
-        delta = np.abs(new - old)
-        largest = float(delta.max()) if delta.size else 0.0
-        return Stats(float(np.linalg.norm(delta.ravel())), float(np.linalg.norm(old.ravel())), largest)
+        with np.errstate(all="ignore"):  # infinities and NaN are what somebody is looking for
+            delta = np.abs(new - old)
+            largest = float(delta.max()) if delta.size else 0.0
+            return Stats(float(np.linalg.norm(delta.ravel())), float(np.linalg.norm(old.ravel())), largest)
 
     def __repr__(self) -> str:
         counts = {change: len(self.of(change)) for change in ("same", "changed", "added", "removed", "respecified")}

@@ -19,6 +19,7 @@ from milepost.cli.exits import FAILED, INTERRUPTED, complain, exit_code, system_
 from milepost.cli.follow import watch
 from milepost.cli.look import ls
 from milepost.cli.options import debug_option, debugging
+from milepost.cli.output import cleaned
 from milepost.cli.play import demo
 from milepost.cli.tree import tree
 from milepost.errors import CheckpointError
@@ -72,7 +73,38 @@ class _Verbs(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-@click.group(cls=_Verbs, epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@final
+class _Said(logging.Handler):
+    """Says each line of the library's log on stderr, once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._said:
+            self._said.add(text)
+            click.echo(f"milepost: {cleaned(text)}", err=True)
+
+
+def _show_log(ctx: click.Context) -> None:
+    """Show warnings of the library while the command runs; with `--debug` everything."""
+    log, handler = logging.getLogger("milepost"), _Said()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG if debugging(ctx) else logging.WARNING)
+
+    def back() -> None:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+    ctx.call_on_close(back)
+
+
+@click.group(
+    cls=_Verbs, epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(milepost.__version__, message=f"milepost %(version)s, format {FORMAT}")
 @debug_option
 @click.pass_context
@@ -84,7 +116,7 @@ def main(ctx: click.Context) -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="replace")  # a terminal without `·` shows `?`, which beats a traceback
-    _show_warnings(debugging(ctx))
+    _show_log(ctx)
 
 
 for _verb in (ls, tree, diff, verify, prune, pin, unpin, watch, doctor, demo):

@@ -34,7 +34,9 @@ class Agreed:
 
 @click.command()
 @click.argument("target", type=TargetType(step="no"), metavar="STORE")
-@click.option("--keep", metavar="POLICY", help="What stays: 'last 3, best 1 loss'. Default: what the last save recorded.")
+@click.option(
+    "--keep", metavar="POLICY", help="What stays: 'last 3, best 1 loss'. Default: what the last save recorded."
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan and delete nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
@@ -94,7 +96,7 @@ def unpin(target: Target, name: str, as_json: bool) -> None:
     place = open_target(target)
     place.catalog.unpin(name)
     if as_json:
-        emit("unpin", store=place.store, name=name)
+        emit("unpin", store=place.store, pin=name)
     else:
         say(f'the pin "{name}" is gone from {place.store}')
 

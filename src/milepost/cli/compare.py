@@ -94,7 +94,9 @@ def diff(
     parts = _parts(leaves)
     with old.checkpoint.lease(), new.checkpoint.lease(), Progress("read", _to_read(leaves)) as progress:
         for part in parts:
-            part.moved = [_moved(found, leaf, progress, read=not no_stats) for leaf in part.leaves if leaf.change != "same"]
+            part.moved = [
+                _moved(found, leaf, progress, read=not no_stats) for leaf in part.leaves if leaf.change != "same"
+            ]
     differs = any(part.moved for part in parts)
     if as_json:
         _print_json(old, new, leaves, parts)

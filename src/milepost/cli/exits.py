@@ -39,7 +39,7 @@ class Refusal(click.ClickException):
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
-        self.exit_code = code
+        self.exit_code = code  # pyright: ignore[reportAttributeAccessIssue] click reads it from the instance
 
     def show(self, file: IO[Any] | None = None) -> None:
         complain(self.message)

@@ -73,7 +73,7 @@ def columns(
             for column, (text, width) in enumerate(zip(row, widths, strict=True))
         )
         line = f"{indent}{'  '.join(texts)}".rstrip()
-        looks = style(number) if style is not None else {}
+        looks: Mapping[str, Any] = style(number) if style is not None else {}
         lines.append(click.style(line, **looks) if looks else line)
     return lines
 

@@ -69,7 +69,7 @@ class Target:
 
 
 @final
-class TargetType(click.ParamType):
+class TargetType(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] generic since click 8.4 only
     """A target on the command line.
 
     Args:

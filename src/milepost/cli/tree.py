@@ -78,7 +78,9 @@ def chosen_leaves(checkpoint: Checkpoint, target: Target) -> Mapping[str, LeafRe
         if not set("*?[{") & set(target.glob):
             checkpoint.at(target.glob)  # the error that names what is near
         tops = ", ".join(keypath.top_level(checkpoint.leaves)[:8])
-        raise NotFoundError(f"step {checkpoint.step} of {target.store} has no leaf {target.glob!r}\n  At the top: {tops}.")
+        raise NotFoundError(
+            f"step {checkpoint.step} of {target.store} has no leaf {target.glob!r}\n  At the top: {tops}."
+        )
     return found
 
 

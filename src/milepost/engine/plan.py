@@ -22,6 +22,7 @@ class Source:
         path: the leaf.
         spec: the leaf's data spec (whole shape).
         box: the range that this piece holds.
+        nbytes: how many bytes that is.
         rank: the process that holds it.
         replica: which of the equal copies it is.
     """
@@ -29,12 +30,9 @@ class Source:
     path: str
     spec: LeafSpec
     box: Box
+    nbytes: int
     rank: int = 0
     replica: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        return self.box.size * dtype_info(self.spec.dtype).itemsize
 
     @property
     def start(self) -> tuple[int, ...] | None:

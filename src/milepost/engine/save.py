@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import xxhash
 
-from milepost.adapters import Classifier, adapter_of
+from milepost.adapters import Classifier, Piece, adapter_of
 from milepost.engine.capture import Held
 from milepost.engine.commit import Lock, Root, now
 from milepost.engine.plan import PackPlan, Source, owned, packs
@@ -24,7 +24,7 @@ from milepost.model import format as fmt
 from milepost.model import tree
 from milepost.model.format import FileRecord, LeafTable, Manifest, PackRecord, Slot, StoredArray, StoredBox
 from milepost.model.keypath import KeyPath
-from milepost.model.leaf import Box, LeafSpec, data_spec
+from milepost.model.leaf import Box, LeafSpec, data_spec, dtype_info
 from milepost.model.value import encode
 from milepost.stores import Claim
 
@@ -93,30 +93,29 @@ def prepare(value: Any, *, rank: int = 0) -> Captured:
                 raise UnsupportedLeafError("an abstract array has no data\n  Save the array itself.")
             specs[path] = spec = adapter.spec(leaf)
             origins[path] = adapter.name
-            for piece in adapter.pieces(leaf):
-                source = Source(path, data_spec(spec), piece.box, rank, piece.replica)
+            data = data_spec(spec)
+            pieces = adapter.pieces(leaf)
+            _check_covered(data, pieces)
+            itemsize = dtype_info(data.dtype).itemsize
+            for piece in pieces:
+                source = Source(path, data, piece.box, piece.box.size * itemsize, rank, piece.replica)
                 sources.append(source)
                 held.append(Held(source, piece, adapter))
         except UnsupportedLeafError as error:
             raise UnsupportedLeafError(f"{path or 'the root'}: {error}") from None
-    _check_covered(sources)
     return Captured([held[i] for i in owned(sources, rank)], specs, origins, values, flat.structure)
 
 
-def _check_covered(sources: Sequence[Source]) -> None:
-    """Refuse arrays of which this process holds a part only."""
-    boxes: dict[KeyPath, set[Box]] = {}
-    specs: dict[KeyPath, LeafSpec] = {}
-    for source in sources:
-        boxes.setdefault(source.path, set()).add(source.box)
-        specs[source.path] = source.spec
-    for path, parts in boxes.items():
-        there, whole = sum(box.size for box in parts), Box.whole(specs[path].shape).size
-        if there != whole:
-            raise UnsupportedLeafError(
-                f"{path or 'the root'}: this process holds {there:,} of its {whole:,} elements\n"
-                "  Gather it to one process, or save from all processes that hold it."
-            )
+def _check_covered(spec: LeafSpec, pieces: Sequence[Piece]) -> None:
+    """Refuse an array of which this process holds a part only."""
+    if len(pieces) == 1 and pieces[0].box.shape == spec.shape:
+        return
+    there, whole = sum(box.size for box in {piece.box for piece in pieces}), Box.whole(spec.shape).size
+    if there != whole:
+        raise UnsupportedLeafError(
+            f"this process holds {there:,} of its {whole:,} elements\n"
+            "  Gather it to one process, or save from all processes that hold it."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import platform
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import ml_dtypes
 import numpy as np
@@ -202,7 +202,7 @@ def _little_name(dtype: np.dtype[Any]) -> str:
 
 
 def _structured_name(dtype: np.dtype[Any]) -> str:
-    fields = dtype.fields or {}
+    fields: Any = dtype.fields or {}
     names = dtype.names or ()
     formats: list[object] = []
     for name in names:
@@ -256,7 +256,7 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
         if base in _LONG:
             if flavour != _long_double():
                 raise FormatError(
-                    f"dtype {little[:80]} is the long double of another processor; this one has {base}_{_long_double()}\n"
+                    f"dtype {little[:80]} is the long double of another processor; here it is {base}_{_long_double()}\n"
                     "  Load it there and save it as float64."
                 )
             return np.dtype(_LONG[base]).newbyteorder(order)
@@ -280,7 +280,9 @@ def _structured(record: dict[str, Any]) -> np.dtype[Any]:
 
 
 def _field(entry: Any) -> Any:
-    base, shape = entry if isinstance(entry, list) else (entry, ())  # pyright: ignore[reportUnknownVariableType]
-    if not isinstance(base, str):
+    if isinstance(entry, list):
+        base, shape = cast("list[Any]", entry)
+        return _field(base), tuple(shape)
+    if not isinstance(entry, str):
         raise TypeError(entry)
-    return (_numpy_dtype(base), tuple(shape)) if shape else _numpy_dtype(base)  # pyright: ignore[reportUnknownArgumentType]
+    return _numpy_dtype(entry)

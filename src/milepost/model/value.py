@@ -15,26 +15,29 @@ import pathlib
 import struct
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 
-from milepost.errors import FormatError, UnsupportedLeafError, message
+from milepost.errors import FormatError, StructureError, UnsupportedLeafError, message
 from milepost.model.leaf import LeafSpec, dtype_info, dtype_name
 
 _SAFE_INT = 1 << 53
 _MAX_INT_DIGITS = 10_000
 _MAX_DEPTH = 64
+_NUMBERS = (bool, int, float, complex)
 
 
 def value_type(value: object) -> str | None:
-    """Return the name of a value's type (`int`, `datetime`, a NumPy scalar's dtype, ...), None when it is no value."""
+    """Return the name of a value's type (`int`, `datetime`, a NumPy scalar's dtype, ...), None when it is no value.
+
+    Raises:
+        UnsupportedLeafError: a NumPy scalar of a dtype that cannot be stored.
+    """
     if (name := _EXACT.get(type(value))) is not None:
         return name
-    if isinstance(value, np.generic):
+    if _is_scalar(value):
         return dtype_name(value.dtype)
-    if isinstance(value, enum.Enum):
-        return "enum"
     for base, name in _BASES:
         if isinstance(value, base):
             return name
@@ -50,6 +53,8 @@ def value_spec(value: object) -> LeafSpec | None:
 def encode(value: object) -> Any:
     """Return the JSON data of a value, or of dicts, lists, tuples and small arrays of values (metadata).
 
+    A framework's array of one number without dimensions (a loss) counts as that number.
+
     Raises:
         UnsupportedLeafError: the value is of a type that has no data form.
     """
@@ -57,7 +62,7 @@ def encode(value: object) -> Any:
 
 
 def _encode(value: Any, depth: int) -> Any:
-    kind = type(value)
+    kind = cast("type[object]", type(value))
     if value is None or kind is bool:
         return value
     if kind is int:
@@ -68,35 +73,44 @@ def _encode(value: Any, depth: int) -> Any:
         return _text(value)
     if depth > _MAX_DEPTH:
         raise UnsupportedLeafError(f"metadata is nested deeper than {_MAX_DEPTH} levels (does it contain itself?)")
+    if _is_scalar(value):
+        return {"$numpy": [dtype_name(value.dtype), _base64(value.tobytes())]}
     if isinstance(value, Mapping):
-        return _encode_dict(value, depth)  # pyright: ignore[reportUnknownArgumentType]
+        return _encode_dict(cast("Mapping[Any, Any]", value), depth)
     if isinstance(value, list):
-        return [_encode(item, depth + 1) for item in value]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, tuple):
-        return {"$tuple": [_encode(item, depth + 1) for item in value]}  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, np.ndarray):
+        return [_encode(item, depth + 1) for item in cast("list[Any]", value)]
+    if isinstance(value, tuple) and not isinstance(value, enum.Enum):
+        return {"$tuple": [_encode(item, depth + 1) for item in cast("tuple[Any, ...]", value)]}
+    if _is_array(value):
         return {"$array": [dtype_name(value.dtype), list(value.shape), _base64(value.tobytes())]}
     name = value_type(value)
-    if name is None:
-        raise UnsupportedLeafError(
-            f"a value of type {_type_text(value)} cannot be stored\n"
-            "  Store numbers, text, bytes, dates, None or arrays; or give the object `state_dict()` and"
-            " `load_state_dict()`."
-        )
-    if isinstance(value, np.generic):
-        return {"$numpy": [name, _base64(value.tobytes())]}
-    if name in _PLAIN:  # a subclass, which comes back as what it is made of
-        return _encode(_PLAIN[name](value), depth)
-    return {f"${name}": _ENCODERS[name](value)}
+    if name is not None:
+        # A subclass of text or of a number comes back as what it is made of.
+        return _encode(_PLAIN[name](value), depth) if name in _PLAIN else {f"${name}": _ENCODERS[name](value)}
+    if getattr(value, "shape", None) == () and callable(getattr(kind, "item", None)):
+        return _encode(cast("Any", value).item(), depth)
+    raise UnsupportedLeafError(
+        f"a value of type {_type_text(value)} cannot be stored\n"
+        "  Store numbers, text, bytes, dates, None or arrays; or give the object `state_dict()` and"
+        " `load_state_dict()`."
+    )
+
+
+def _is_scalar(value: object) -> TypeGuard[np.generic[Any]]:
+    return isinstance(value, np.generic)
+
+
+def _is_array(value: object) -> TypeGuard[np.ndarray[Any, Any]]:
+    return isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray)
 
 
 def _encode_dict(value: Mapping[Any, Any], depth: int) -> Any:
     for key in value:
-        if type(key) is not str and not isinstance(key, str):
+        if not isinstance(key, str):
             raise UnsupportedLeafError(
                 f"a metadata key of type {_type_text(key)} cannot be stored\n  Use text as the keys of metadata."
             )
-    data = {_text(str(key)): _encode(item, depth + 1) for key, item in value.items()}
+    data = {_text(key): _encode(item, depth + 1) for key, item in value.items()}
     return {"$dict": data} if any(key.startswith("$") for key in data) else data
 
 
@@ -108,14 +122,21 @@ def decode(data: Any) -> Any:
     Raises:
         FormatError: the data is nothing that `encode` makes.
     """
+    try:
+        return _decode(data)
+    except RecursionError as error:
+        raise FormatError("a stored value is nested too deeply") from error
+
+
+def _decode(data: Any) -> Any:
     if isinstance(data, list):
-        return [decode(item) for item in data]  # pyright: ignore[reportUnknownVariableType]
+        return [_decode(item) for item in cast("list[Any]", data)]
     if not isinstance(data, dict):
         return data
-    items: dict[str, Any] = data  # pyright: ignore[reportUnknownVariableType]
+    items = cast("dict[str, Any]", data)
     tag = next(iter(items), "")
     if not tag.startswith("$"):
-        return {key: decode(item) for key, item in items.items()}
+        return {key: _decode(item) for key, item in items.items()}
     decoder = _DECODERS.get(tag)
     if decoder is None or len(items) != 1:
         raise FormatError(f"unknown tag {tag[:40]!r} of a stored value")
@@ -125,40 +146,70 @@ def decode(data: Any) -> Any:
         raise FormatError(f"the stored value with tag {tag!r} is malformed: {error}") from error
 
 
-def fitted(like: object, value: Any, path: str) -> Any:
-    """Return a decoded value in the type that `like` has, where a type has more than one form.
+def fitted(like: object, data: Any, path: str) -> Any:
+    """Return the value of JSON data in the type that `like` has, where a type has more than one form.
 
     Raises:
-        FormatError: an enum of `like` has no member of the stored name.
+        StructureError: the stored value has no form of that type (an enum without that member, a number out of range).
+        FormatError: the data is nothing that `encode` makes.
     """
+    value = decode(data)
     if isinstance(like, enum.Enum) and isinstance(value, str):
-        members = type(like).__members__
-        if value not in members:
-            raise FormatError(
-                message(
-                    f"{path}: no member of {type(like).__name__}",
-                    expected=", ".join(members),
-                    found=value,
-                    remedy="Give the enum that member, or put `mp.SKIP` there.",
-                )
-            )
-        return members[value]
+        return _member(type(like), value, path)
     if isinstance(like, pathlib.PurePath) and isinstance(value, str | pathlib.PurePath):
         return type(like)(str(value))
     if isinstance(like, dt.datetime) and isinstance(value, dt.datetime) and like.tzinfo and value.tzinfo:
         return value.astimezone(like.tzinfo)
-    if isinstance(like, np.generic) and isinstance(value, bool | int | float | complex | np.generic):
-        return like.dtype.type(value) if not isinstance(value, np.generic) else value
-    if type(like) in (bool, int, float, complex) and isinstance(value, np.generic):
+    if isinstance(like, bytearray) and isinstance(value, bytes):
+        return bytearray(value)
+    if _is_scalar(like) and type(value) in _NUMBERS:
+        return _scalar(like, value, path)
+    if type(like) in _NUMBERS and _is_scalar(value):
         return value.item()
-    return _framework_fitted(like, value)
+    return _framework_fitted(like, value, cast("dict[str, Any]", data) if isinstance(data, dict) else {})
+
+
+def _member(kind: type[enum.Enum], name: str, path: str) -> enum.Enum:
+    names = name.split("|") if issubclass(kind, enum.Flag) and name not in kind.__members__ else [name]
+    if absent := [text for text in names if text and text not in kind.__members__]:
+        raise StructureError(
+            message(
+                f"{path or 'the root'}: no member of {kind.__name__}",
+                expected=", ".join(kind.__members__),
+                found=", ".join(absent),
+                remedy="Give the enum that member, or put `mp.SKIP` there.",
+            )
+        )
+    member: Any = kind[names[0]] if names[0] else kind(0)
+    for text in names[1:]:
+        member |= kind[text]
+    return member
+
+
+def _scalar(like: np.generic[Any], value: Any, path: str) -> Any:
+    try:
+        return like.dtype.type(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise StructureError(
+            f"{path or 'the root'}: the saved number {value!r} is no {like.dtype} ({error})\n"
+            "  Give a `like` with a wider type, or put `mp.SKIP` there."
+        ) from error
 
 
 def _big(value: int) -> str:
     text = hex(value)
     if len(text) > _MAX_INT_DIGITS:
-        raise UnsupportedLeafError(f"an integer of {value.bit_length()} bits cannot be stored; the limit is 40,000")
+        raise UnsupportedLeafError(
+            f"an integer of {value.bit_length():,} bits cannot be stored; the limit is {4 * _MAX_INT_DIGITS - 12:,}\n"
+            "  Store its bytes."
+        )
     return text
+
+
+def _hex(text: str) -> int:
+    if len(text) > _MAX_INT_DIGITS:
+        raise ValueError("too long")
+    return int(text, 16)
 
 
 def _float_text(value: float) -> str:
@@ -168,22 +219,23 @@ def _float_text(value: float) -> str:
     return "nan" if bits == "7ff8000000000000" else f"nan:{bits}"
 
 
-def _float(text: object) -> float:
-    if isinstance(text, str) and text.startswith("nan:") and len(text) == 20:
-        return struct.unpack(">d", bytes.fromhex(text[4:]))[0]
+def _float(text: str) -> float:
     if text in ("nan", "inf", "-inf"):
-        return float(text)  # pyright: ignore[reportArgumentType]
-    raise ValueError(text)
+        return float(text)
+    if not text.startswith("nan:"):
+        raise ValueError(text[:40])
+    return struct.unpack(">d", bytes.fromhex(text[4:]))[0]
 
 
 def _text(value: str) -> str:
+    text = str.__str__(value)  # of an enum of texts: what it holds, not how it prints
     try:
-        value.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise UnsupportedLeafError(
-            f"the text {value[:40]!r} holds a lone surrogate, which cannot be stored\n  Store it as bytes."
+            f"the text {text[:40]!r} holds a lone surrogate, which cannot be stored\n  Store it as bytes."
         ) from None
-    return str(value)
+    return text
 
 
 def _base64(data: bytes) -> str:
@@ -199,30 +251,63 @@ def _complex(value: complex) -> list[Any]:
 
 
 def _complex_of(parts: list[Any]) -> complex:
-    real, imag = (decode(part) for part in parts)
+    real, imag = (float(decode(part)) for part in parts)
     return complex(real, imag)
 
 
 def _datetime(value: dt.datetime) -> Any:
     # The zone's name would have to be looked up by the reader; the offset alone gives the same instant.
-    return [value.isoformat(), 1] if value.fold else value.isoformat()
+    text = value.isoformat()
+    try:
+        whole = dt.datetime.fromisoformat(text).isoformat() == text
+    except ValueError:
+        whole = False
+    if not whole:  # pandas has subclasses with nanoseconds, and one that is no time
+        raise UnsupportedLeafError(
+            f"a {_type_text(value)} that is no datetime of Python cannot be stored: {text}\n"
+            "  Store it as a `numpy.datetime64`."
+        )
+    return [text, 1] if value.fold else text
 
 
 def _datetime_of(data: Any) -> dt.datetime:
-    if isinstance(data, list):
-        text, fold = data  # pyright: ignore[reportUnknownVariableType]
-        return dt.datetime.fromisoformat(text).replace(fold=int(fold))  # pyright: ignore[reportUnknownArgumentType]
-    return dt.datetime.fromisoformat(data)
+    text, fold = cast("list[Any]", data) if isinstance(data, list) else (data, 0)
+    return dt.datetime.fromisoformat(text).replace(fold=fold)
 
 
-def _numpy(parts: list[Any]) -> np.generic:
+def _numpy(parts: list[Any]) -> Any:
     name, text = parts
-    return np.frombuffer(_bytes(text), dtype_info(name).numpy, 1)[0]
+    dtype, data = _named(name), _bytes(text)
+    # Of text NumPy drops trailing NULs when it reads from memory.
+    if dtype.kind == "U":
+        return np.str_(data.decode("utf-32-le", "surrogatepass"))
+    if dtype.kind == "S":
+        return np.bytes_(data)
+    if not dtype.itemsize:
+        return np.zeros((), dtype)[()]
+    return np.frombuffer(data, dtype, 1).copy()[0]
 
 
 def _array(parts: list[Any]) -> np.ndarray[Any, Any]:
     name, shape, text = parts
-    return np.frombuffer(_bytes(text), dtype_info(name).numpy).reshape(shape).copy()
+    dtype = _named(name)
+    if 0 in shape or not dtype.itemsize:
+        return np.zeros(shape, dtype) if math.prod(shape) <= 1 << 20 else _refuse(shape)
+    return np.frombuffer(_bytes(text), dtype).reshape(shape).copy()
+
+
+def _refuse(shape: object) -> Any:
+    raise ValueError(f"shape {shape}")
+
+
+def _named(name: object) -> np.dtype[Any]:
+    return dtype_info(_string(name)).numpy
+
+
+def _string(text: object) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"expected text, found {text!r}"[:200])
+    return text
 
 
 def _timedelta(parts: list[int]) -> dt.timedelta:
@@ -231,31 +316,37 @@ def _timedelta(parts: list[int]) -> dt.timedelta:
 
 
 def _dtype_text(value: Any) -> str:
-    if isinstance(value, type):
-        return dtype_name(np.dtype(value))
-    return dtype_name(value) if isinstance(value, np.dtype) else str(value).removeprefix("torch.")
-
-
-def _dtype_of(text: str) -> Any:
-    return dtype_info(text).numpy
+    if isinstance(value, np.dtype | type):
+        return dtype_name(np.dtype(cast("Any", value)))
+    name = str(value).removeprefix("torch.")
+    try:
+        return dtype_info(name).name
+    except FormatError:
+        raise UnsupportedLeafError(f"{value} cannot be stored\n  Store `str(dtype)`.") from None
 
 
 def _device_text(value: Any) -> str:
     return str(value) if type(value).__module__ == "torch" else f"{value.platform}:{value.id}"
 
 
-def _dict(items: dict[str, Any]) -> dict[str, Any]:
-    return {key: decode(item) for key, item in items.items()}
+def _enum_name(value: enum.Enum) -> str:
+    members = type(value).__members__
+    if value.name in members:
+        return _text(value.name)
+    parts: list[Any] = list(cast("Any", value)) if isinstance(value, enum.Flag) else []
+    if sum(part.value for part in parts) != value.value:
+        raise UnsupportedLeafError(f"{value!r} has bits without a name, and cannot be stored\n  Store its `.value`.")
+    return "|".join(part.name for part in parts)
+
+
+def _dict(items: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(items, dict):
+        raise TypeError("no object")
+    return {key: _decode(item) for key, item in items.items()}
 
 
 def _tuple(items: list[Any]) -> tuple[Any, ...]:
-    return tuple(decode(item) for item in items)
-
-
-def _hex(text: str) -> int:
-    if len(text) > _MAX_INT_DIGITS:
-        raise ValueError("too long")
-    return int(text, 16)
+    return tuple(_decode(item) for item in items)
 
 
 def _type_text(value: object) -> str:
@@ -263,26 +354,41 @@ def _type_text(value: object) -> str:
 
 
 def _framework_type(value: object) -> str | None:
-    """dtypes and devices of the frameworks, told by type without importing one."""
+    """Tell dtypes and devices of the frameworks by type, without importing one."""
     if isinstance(value, type):
-        return "dtype" if isinstance(value, type) and isinstance(getattr(value, "dtype", None), np.dtype) else None
-    torch = sys.modules.get("torch")
+        return "dtype" if _is_scalar_type(value) else None
+    torch: Any = sys.modules.get("torch")
     if torch is not None and type(value).__module__ == "torch":
         return "dtype" if isinstance(value, torch.dtype) else "device" if isinstance(value, torch.device) else None
-    jax = sys.modules.get("jax")
+    jax: Any = sys.modules.get("jax")
     if jax is not None and hasattr(jax, "Device") and isinstance(value, jax.Device):
         return "device"
     return None
 
 
-def _framework_fitted(like: object, value: Any) -> Any:
-    module = type(like).__module__
+def _is_scalar_type(kind: type[Any]) -> bool:
+    """Return whether a class stands for a dtype: `np.float32`, `ml_dtypes.bfloat16`, `jnp.float32`."""
+    if issubclass(kind, np.generic):
+        try:
+            np.dtype(cast("Any", kind))
+        except TypeError:  # `np.floating` and other abstract ones
+            return False
+        return True
+    return type(kind).__module__.startswith("jax.") and isinstance(getattr(kind, "dtype", None), np.dtype)
+
+
+def _framework_fitted(like: object, value: Any, data: dict[str, Any]) -> Any:
     torch: Any = sys.modules.get("torch")
-    if torch is not None and module == "torch":
-        if isinstance(like, torch.dtype) and isinstance(value, np.dtype):
-            return getattr(torch, _dtype_text(value), value)
+    if torch is not None and type(like).__module__ == "torch":
+        if isinstance(like, torch.dtype) and "$dtype" in data:
+            return getattr(torch, data["$dtype"], value)
         if isinstance(like, torch.device) and isinstance(value, str):
             return torch.device(value)
+    if isinstance(like, type) and isinstance(value, np.dtype):
+        dtype = cast("np.dtype[Any]", value)
+        if not issubclass(like, np.generic):
+            return getattr(sys.modules["jax"].numpy, data["$dtype"], dtype)
+        return dtype.type if np.dtype(cast("Any", dtype.type)) == dtype else dtype
     if _framework_type(like) == "device":
         return like  # a JAX device is this machine's own; the stored one may not exist here
     return value
@@ -293,11 +399,11 @@ _EXACT: dict[type, str] = {
     dt.datetime: "datetime", dt.date: "date", dt.timedelta: "timedelta",
 }  # fmt: skip
 _BASES: tuple[tuple[type, str], ...] = (
-    (np.dtype, "dtype"), (pathlib.PurePath, "path"), (str, "str"), (bytes, "bytes"), (bytearray, "bytes"),
-    (int, "int"), (float, "float"), (complex, "complex"),
+    (enum.Enum, "enum"), (np.dtype, "dtype"), (pathlib.PurePath, "path"), (str, "str"), (bytes, "bytes"),
+    (bytearray, "bytes"), (int, "int"), (float, "float"), (complex, "complex"),
     (dt.datetime, "datetime"), (dt.date, "date"), (dt.timedelta, "timedelta"),
 )  # fmt: skip
-_PLAIN: dict[str, Callable[[Any], Any]] = {"str": str, "int": int, "float": float}
+_PLAIN: dict[str, Callable[[Any], Any]] = {"str": str.__str__, "int": int.__int__, "float": float.__float__}
 _ENCODERS: dict[str, Callable[[Any], Any]] = {
     "complex": _complex,
     "bytes": lambda value: _base64(bytes(value)),
@@ -306,11 +412,12 @@ _ENCODERS: dict[str, Callable[[Any], Any]] = {
     "timedelta": lambda value: [value.days, value.seconds, value.microseconds],
     "dtype": _dtype_text,
     "device": _device_text,
-    "enum": lambda value: value.name,
-    "path": str,
+    "enum": _enum_name,
+    "path": lambda value: _text(str(value)),
 }
 _DECODERS: dict[str, Callable[[Any], Any]] = {
     "$int": _hex, "$float": _float, "$complex": _complex_of, "$bytes": _bytes, "$numpy": _numpy, "$array": _array,
-    "$datetime": _datetime_of, "$date": dt.date.fromisoformat, "$timedelta": _timedelta, "$dtype": _dtype_of,
-    "$device": str, "$enum": str, "$path": pathlib.Path, "$dict": _dict, "$tuple": _tuple,
+    "$datetime": _datetime_of, "$date": dt.date.fromisoformat, "$timedelta": _timedelta, "$dtype": _named,
+    "$device": _string, "$enum": _string, "$path": lambda text: pathlib.Path(_string(text)), "$dict": _dict,
+    "$tuple": _tuple,
 }  # fmt: skip
