@@ -16,19 +16,21 @@ import xxhash
 def record(file: Path) -> Any:
     data = file.read_bytes()
     assert data[-85:] == b',"digest":"sha256:%s"}\n' % hashlib.sha256(data[:-85]).hexdigest().encode(), "damaged"
-    assert (found := json.loads(data))["format"] == "1-dev"
+    found = json.loads(data)
+    assert found["format"] == "1-dev"
     return found
 
 
 def checkpoint(slot: Path) -> Any:
     manifest, table = record(slot / "manifest.json"), record(slot / "leaves.json")
     assert table["digest"] == "sha256:" + manifest["leaves"]
-    return tree(table["tree"], "", {p: array(slot, table["packs"], a) for p, a in table["arrays"].items()} | table["values"])
+    arrays = {path: array(slot, table["packs"], leaf) for path, leaf in table["arrays"].items()}
+    return tree(table["tree"], "", arrays | table["values"])
 
 
 def array(slot: Path, packs: list[Any], leaf: dict[str, Any]) -> Any:
     shape, boxes, big = leaf["shape"], leaf["boxes"], leaf["dtype"].startswith(">")
-    kind = dtype(leaf["dtype"]) or np.dtype(("V", sum(box[2] for box in boxes) // (math.prod(shape) or 1)))
+    kind = dtype(leaf["dtype"]) or np.dtype(("V", sum(box[2] for box in boxes) // (math.prod(shape) or 1) or 1))
     whole = np.empty(shape, ("V", kind.itemsize))
     for pack, offset, nbytes, digest, _, start, size in boxes:
         with open(slot / packs[pack][0], "rb") as file:
@@ -60,7 +62,7 @@ def tree(node: Any, path: str, leaves: dict[str, Any]) -> Any:
     if not isinstance(node, dict):
         return leaves[node or path]  # a shared node was built under the path that it names
     [(kind, body)] = node.items()
-    named = body.items() if isinstance(body, dict) else [(str(i), item) for i, item in enumerate(body)]
+    named = body.items() if isinstance(body, dict) else ((str(i), item) for i, item in enumerate(body))
     parts = {key(name): tree(item, f"{path}/{name}".lstrip("/"), leaves) for name, item in named}
     built = {"list": list, "tuple": tuple, "namedtuple": tuple}.get(kind)
     leaves[path] = parts if built is None else built(parts.values())

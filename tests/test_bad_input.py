@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,3 +195,26 @@ def test_a_file_size_limit_is_a_typed_error(root: Path) -> None:
             signal.signal(signal.SIGXFSZ, handler)
         assert caught.value.code == "exhausted"
         saver.save(2, {"w": np.ones(100_000)}).result().verify()
+
+
+def test_too_little_memory_to_copy_the_state_is_a_typed_error_and_the_run_goes_on(root: Path) -> None:
+    program = f"""
+import resource, numpy as np, milepost as mp
+state = {{"w": np.zeros(30_000_000)}}
+with mp.Checkpointer({str(root)!r}) as saver:
+    saver.save(0, {{"w": np.zeros(10)}}).result()
+    used = int(open("/proc/self/statm").read().split()[0]) * 4096
+    resource.setrlimit(resource.RLIMIT_AS, (used + 100_000_000, resource.RLIM_INFINITY))
+    try:
+        saver.save(1, state)
+    except mp.StorageError as error:
+        print(error.code, error)
+    saver.save(2, {{"w": np.ones(10)}})
+with mp.Checkpointer({str(root)!r}, limits=mp.Limits(memory_bytes=1_000_000)) as saver:
+    saver.save(3, state)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+
+    assert done.stdout.startswith("exhausted not enough memory to copy 240,000,000 bytes"), done.stderr
+    assert "Limits(memory_bytes=...)" in done.stdout
+    assert list(mp.open(root)) == [0, 2, 3]

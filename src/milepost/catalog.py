@@ -202,7 +202,7 @@ class Catalog(Mapping[int, Checkpoint]):
             NotFoundError: no step has it.
         """
         self.refresh()
-        pinned = {step: self[step].info.pins for step in self}
+        pinned = {checkpoint.step: checkpoint.info.pins for checkpoint in self._whole()}
         steps = [step for step, names in pinned.items() if name in names]
         if not steps:
             names = sorted({each for names in pinned.values() for each in names})

@@ -21,7 +21,7 @@ from milepost.engine.transfer import Damage
 from milepost.errors import CheckpointError, CorruptionError, FormatError, NotFoundError, folded, message
 from milepost.leafref import LeafRef, Leaves, Opened
 from milepost.model import format as fmt
-from milepost.model import keypath, tree
+from milepost.model import keypath, structure
 from milepost.model.format import Slot
 from milepost.model.keypath import Globs, KeyPath
 from milepost.model.value import decode
@@ -126,7 +126,7 @@ class Checkpoint:
         if not self._path:
             return stored
         try:
-            node, there = tree.subtree(stored.table.tree, self._path, stored.rank)
+            node, there = structure.subtree(stored.table.tree, self._path, stored.rank)
         except KeyError:
             raise self._no_leaf(self._path, keypath.ROOT) from None
         return Stored(stored.table, stored.source, there, node, stored.rank, f"{stored.where}, {self._path}")
@@ -255,7 +255,7 @@ class Checkpoint:
 
     def _no_leaf(self, path: str, below: KeyPath) -> NotFoundError:
         stored = self._opened.stored
-        names = [keypath.relative(name, below) for name in dict(tree.visible(stored.table.tree, None))]
+        names = [keypath.relative(name, below) for name in dict(structure.visible(stored.table.tree, None))]
         last = keypath.split(path)[-1] if path else ""
         near = difflib.get_close_matches(path, names, 3, 0.4) or [name for name in names if last in name][:3]
         tops = dict.fromkeys(name.partition("/")[0] for name in names)

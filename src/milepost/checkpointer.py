@@ -271,17 +271,19 @@ class Checkpointer:
     def _hand_over(self, pending: PendingSave, order: Order, captured: Captured) -> None:
         budget = self._limits.memory_bytes
         base = self._linkable()
-        self._pending = pending
         if budget is not None and copied_nbytes(captured.held, copy=self._copy) > budget:
             # Too much to copy: write from the program's own memory, and return when that is done.
+            self._pending = pending
             self._run(pending, order, captured, borrowed(captured.held), base)
             return
         buffers = capture(captured.held, self._arena, copy=self._copy)
+        captured = dataclasses.replace(captured, held=[])  # device memory is free again when `save` returns
         # Not a daemon, and started now: a thread that is started while the interpreter exits fails (3.12).
-        self._thread = threading.Thread(
+        thread = threading.Thread(
             target=self._run, args=(pending, order, captured, buffers, base), name=f"milepost-save-{order.step}"
         )
-        self._thread.start()
+        thread.start()
+        self._pending, self._thread = pending, thread
 
     def _run(
         self, pending: PendingSave, order: Order, captured: Captured, buffers: list[memoryview], base: Base | None

@@ -84,8 +84,20 @@ class Adapter(Protocol):
         """Return a new array of this framework; `like` gives device and sharding, None the framework's default."""
         ...
 
-    def fill(self, target: Any, spec: LeafSpec, read: Read) -> bool:
-        """Read into an existing array; return False when arrays of this framework cannot change."""
+    def check_like(self, like: Any, spec: LeafSpec) -> None:
+        """Find out whether `place` can make such an array, before anything is read or changed.
+
+        Raises:
+            StructureError: it cannot.
+        """
+        ...
+
+    def fill(self, target: Any, spec: LeafSpec, read: Read) -> None:
+        """Read into an existing array, one that is `fillable`."""
+        ...
+
+    def fillable(self, array: Any) -> bool:
+        """Return whether an array's memory is there and may change."""
         ...
 
     def abstract(self, value: Any) -> bool:
@@ -118,6 +130,8 @@ _FRAMEWORKS = ("numpy", "jax", "torch")
 _adapters: dict[str, Adapter] = {}
 _by_type: dict[type, Adapter | None] = {}
 _providers: list[StateProvider] = []
+_provider_by_type: dict[type, StateProvider | None] = {}
+_MAX_TYPES = 10_000  # types made in a loop must not pile up
 
 
 def adapter_named(name: str) -> Adapter | None:
@@ -138,7 +152,7 @@ def adapter_of(value: Any) -> Adapter | None:
         pass
     loaded = (adapter_named(name) for name in _FRAMEWORKS)
     found = next((adapter for adapter in loaded if adapter is not None and adapter.owns(value)), None)
-    if len(_by_type) > 10_000:  # types made in a loop must not pile up
+    if len(_by_type) > _MAX_TYPES:
         _by_type.clear()
     _by_type[kind] = found
     return found
@@ -147,13 +161,22 @@ def adapter_of(value: Any) -> Adapter | None:
 def register_provider(provider: StateProvider) -> None:
     """Let a provider take part in the choice, before those that are there."""
     _providers.insert(0, provider)
+    _provider_by_type.clear()
 
 
 def provider_of(value: Any) -> StateProvider | None:
     """Return the provider for an object with state, None when it has none."""
-    for name in ("numpy", "torch"):
+    for name in _FRAMEWORKS:
         adapter_named(name)  # their modules register providers
-    return next((provider for provider in _providers if provider.owns(value)), None)
+    kind = type(value)
+    try:
+        return _provider_by_type[kind]
+    except KeyError:
+        pass
+    if len(_provider_by_type) > _MAX_TYPES:
+        _provider_by_type.clear()
+    _provider_by_type[kind] = found = next((provider for provider in _providers if provider.owns(value)), None)
+    return found
 
 
 @final
@@ -237,5 +260,3 @@ _providers += [_PythonRandom(), _StateDict(), _GetState()]
 def state_error(what: str, found: str) -> StructureError:
     """Return the error for a state of one kind of object given to another."""
     return StructureError(f"the saved state is that of {found}, which {what} cannot take\n  Make one of that kind.")
-
-

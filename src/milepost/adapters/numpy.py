@@ -10,12 +10,16 @@ import numpy as np
 
 from milepost.adapters import Array, Piece, Read, array_bytes, register_provider, state_error
 from milepost.errors import UnsupportedLeafError
-from milepost.model.leaf import Box, LeafSpec, dtype_info, dtype_name
+from milepost.model.leaf import Box, LeafSpec, dtype_name
+
+
+# Subclasses of others hold more than their memory: a mask, a unit.
+_PLAIN = (np.ndarray, np.memmap, np.recarray)
 
 
 @final
 class NumpyAdapter:
-    """NumPy arrays, subclasses refused (masked arrays and matrices would come back as less than they were)."""
+    """NumPy arrays; memory maps and record arrays come back as plain ones."""
 
     name = "numpy"
     immutable = False
@@ -24,8 +28,10 @@ class NumpyAdapter:
         return isinstance(value, np.ndarray)
 
     def spec(self, array: Array) -> LeafSpec:
-        if isinstance(array, np.ma.MaskedArray):
-            raise UnsupportedLeafError("a masked array cannot be stored\n  Save its `.data` and `.mask`.")
+        if type(array) not in _PLAIN:
+            what = "Save its `.data` and `.mask`." if isinstance(array, np.ma.MaskedArray) else "Save `np.asarray` of it."
+            kind = type(array)
+            raise UnsupportedLeafError(f"a {kind.__module__}.{kind.__qualname__} cannot be stored\n  {what}")
         return LeafSpec("array", dtype_name(array.dtype), array.shape)
 
     def identity(self, array: Array) -> Hashable | None:
@@ -45,14 +51,17 @@ class NumpyAdapter:
     def place(self, like: Any, spec: LeafSpec, read: Read) -> Array:
         return read(Box.whole(spec.shape))
 
-    def fill(self, target: Array, spec: LeafSpec, read: Read) -> bool:
-        if not target.flags.writeable:
-            return False
-        if target.flags.c_contiguous and target.dtype == dtype_info(spec.dtype).numpy and target.dtype.names is None:
+    def check_like(self, like: Any, spec: LeafSpec) -> None:
+        pass
+
+    def fill(self, target: Array, spec: LeafSpec, read: Read) -> None:
+        if target.flags.c_contiguous and target.dtype.names is None:
             read(Box.whole(spec.shape), target)
         else:
             target[...] = read(Box.whole(spec.shape))
-        return True
+
+    def fillable(self, array: Array) -> bool:
+        return array.flags.writeable
 
     def abstract(self, value: Any) -> bool:
         return False

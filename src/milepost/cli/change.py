@@ -12,7 +12,7 @@ import click
 
 from milepost.catalog import Pruning
 from milepost.cli.exits import BUSY, FAILED, USAGE, Refusal
-from milepost.cli.options import json_option, metric_option
+from milepost.cli.options import json_option, log_hushed, metric_option
 from milepost.cli.output import columns, counted, emit, say
 from milepost.cli.target import Place, Target, TargetType, open_target
 from milepost.policy import KeepPolicy, Saved, keep_policy
@@ -32,11 +32,9 @@ class Agreed:
         return {saved.step: "came later" for saved in history if saved.step not in self.dropped} | kept
 
 
-@click.command()
+@click.command(short_help="Delete the steps that a policy does not keep.")
 @click.argument("target", type=TargetType(step="no"), metavar="STORE")
-@click.option(
-    "--keep", metavar="POLICY", help="What stays: 'last 3, best 1 loss'. Default: what the last save recorded."
-)
+@click.option("--keep", metavar="POLICY", help="What stays. Default: the policy that the last save recorded.")
 @click.option("--dry-run", is_flag=True, help="Show the plan and delete nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
@@ -50,7 +48,8 @@ def prune(ctx: click.Context, target: Target, keep: str | None, dry_run: bool, y
     """
     place = open_target(target)
     policy = _policy(place, keep)
-    plan = place.catalog.prune(policy, dry_run=True)
+    with log_hushed():
+        plan = place.catalog.prune(policy, dry_run=True)
     if not as_json:
         for line in _plan(plan, policy):
             say(line)
@@ -71,7 +70,7 @@ def prune(ctx: click.Context, target: Target, keep: str | None, dry_run: bool, y
     ctx.exit(0)
 
 
-@click.command()
+@click.command(short_help="Keep a step whatever the policies say.")
 @click.argument("target", type=TargetType(step="must"), metavar="STORE@STEP")
 @click.argument("name")
 @metric_option
@@ -87,7 +86,7 @@ def pin(target: Target, name: str, metric: str | None, as_json: bool) -> None:
         say(f'step {step} of {place.store} is pinned as "{name}"')
 
 
-@click.command()
+@click.command(short_help="Take a pin away.")
 @click.argument("target", type=TargetType(step="no"), metavar="STORE")
 @click.argument("name")
 @json_option

@@ -15,7 +15,7 @@ from milepost.cli.exits import DAMAGED, INCOMPLETE, NO_STEP, Refusal
 from milepost.cli.options import json_option, metric_option
 from milepost.cli.output import cell, count, counted, emit, say
 from milepost.cli.progress import Progress
-from milepost.cli.target import Target, TargetType, open_target
+from milepost.cli.target import Place, Target, TargetType, open_target
 from milepost.engine.transfer import Damage
 from milepost.errors import CorruptionError, FormatError, NotFoundError
 from milepost.table import size
@@ -42,7 +42,7 @@ class Verdict:
     damaged: tuple[Damage, ...] = ()
 
 
-@click.command()
+@click.command(short_help="Check steps against their digests, byte for byte.")
 @click.argument("target", type=TargetType())
 @click.option("--shallow", is_flag=True, help="Look at records and file sizes only; read no array.")
 @metric_option
@@ -52,7 +52,8 @@ def verify(ctx: click.Context, target: Target, shallow: bool, metric: str | None
     """Check one step or all of them against their digests. Exit code 4 when something is damaged."""
     place = open_target(target)
     if target.step is None:
-        steps = sorted(place.catalog, reverse=True)
+        line, superseded = place.steps()
+        steps = [*line, *superseded]
         if not steps:
             unfinished = place.unfinished()
             text = f"{place.store} has no checkpoint to verify"
@@ -66,8 +67,8 @@ def verify(ctx: click.Context, target: Target, shallow: bool, metric: str | None
             progress.about(f"step {step}")
             verdicts.append(_verdict(place.catalog, step, not shallow, progress))
             if not as_json:
-                for line in _lines(verdicts[-1], max(len(str(step)) for step in steps), deep=not shallow):
-                    progress.line(line)
+                for text in _lines(verdicts[-1], place, max(len(str(step)) for step in steps), deep=not shallow):
+                    progress.line(text)
     damaged = any(verdict.state == "damaged" for verdict in verdicts)
     good = next((verdict.step for verdict in verdicts if verdict.state == "ok"), None)
     if as_json:
@@ -78,6 +79,8 @@ def verify(ctx: click.Context, target: Target, shallow: bool, metric: str | None
     elif damaged:
         last = f"last good step: {good}." if good is not None else "no good step among them."
         say(f"{last if target.step is None else f'step {steps[0]} is damaged.'}  exit {DAMAGED}")
+    elif len(steps) > 1:
+        say(f"all {counted(len(steps), 'step')} are whole")
     if damaged:
         ctx.exit(DAMAGED)
 
@@ -120,7 +123,7 @@ def _record(step: int, where: str, text: str) -> Damage:
     return Damage(step, "", PurePosixPath(where).name, 0, 0, "a whole record", text)
 
 
-def _lines(verdict: Verdict, width: int, *, deep: bool) -> list[str]:
+def _lines(verdict: Verdict, place: Place, width: int, *, deep: bool) -> list[str]:
     step = f"{verdict.step:>{width}}"
     if verdict.state == "deleted":
         return [f"{step}  deleted meanwhile"]
@@ -128,19 +131,18 @@ def _lines(verdict: Verdict, width: int, *, deep: bool) -> list[str]:
         ok = click.style("ok", fg="green")
         return [f"{step}  {ok}       {size(verdict.nbytes)} in {verdict.seconds:.1f} s" if deep else f"{step}  {ok}"]
     bad = click.style("DAMAGED", fg="red", bold=True)
-    lines = [f"{step}  {bad}  {cell(damage_text(damage))}" for damage in verdict.damaged[:_SHOWN]]
+    lines = [f"{step}  {bad}  {cell(damage_text(damage, place))}" for damage in verdict.damaged[:_SHOWN]]
     more = len(verdict.damaged) - _SHOWN
     return [*lines, f"{step}  and {counted(more, 'more place')}: --json"] if more > 0 else lines
 
 
-def damage_text(damage: Damage) -> str:
+def damage_text(damage: Damage, place: Place) -> str:
     """Return one damaged place: the leaf, the bytes and the file."""
     if damage.start == damage.stop:
-        return f"{damage.file}: {damage.found}" if damage.file and damage.file not in damage.found else damage.found
-    bytes_ = f"bytes {count(damage.start)}–{count(damage.stop)} of {damage.file}"
+        return damage.found.replace(f"{place.root.url}/", "")
     if not damage.path:
         return f"{damage.file}: {damage.found}, not {damage.expected}"
-    return f"{damage.path}, {bytes_}"
+    return f"{damage.path}, bytes {count(damage.start)}–{count(damage.stop)} of {damage.file}"
 
 
 def _json(verdict: Verdict) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class Part:
         return whole.relative
 
 
-@click.command()
+@click.command(short_help="Show what moved between two steps, and how far.")
 @click.argument("before", type=TargetType(glob=True))
 @click.argument("after", type=TargetType(glob=True, store=False))
 @click.option("--no-stats", is_flag=True, help="Compare digests only; read no array.")
@@ -178,7 +178,7 @@ def _to_read(leaves: Sequence[LeafDiff]) -> int:
 
 
 def _moved(found: Diff, leaf: LeafDiff, progress: Progress, *, read: bool) -> Moved:
-    if leaf.change != "changed" or leaf.before is None or is_random(leaf.path, leaf.before):
+    if leaf.change != "changed" or leaf.before is None or _hidden(leaf):
         return Moved(leaf)
     if _is_one(leaf.before) and (read or leaf.before.kind == "value"):
         old, new = found.values(leaf.path)
@@ -200,27 +200,44 @@ def _text(parts: Sequence[Part], *, show_all: bool) -> Iterator[str]:
     """Yield one line for each part, and below it what stands out."""
     details = [_details(part, show_all=show_all) for part in parts]
     heads = [_head(part, detail) for part, detail in zip(parts, details, strict=True)]
-    for part, head, detail in zip(parts, columns(heads), details, strict=True):
+    counts = iter(columns([head for head in heads if len(head) > 1]))
+    rests = [next(counts) if len(head) > 1 else head[0] for head in heads]
+    names = [[part.name, rest] for part, rest in zip(parts, rests, strict=True)]
+    for part, head, detail in zip(parts, columns(names), details, strict=True):
         yield click.style(head, bold=True) if part.moved else click.style(head, dim=True)
-        if not _fits_in_head(detail):
+        if not _is_leaf(part) and not _fits_in_head(part, detail):
             yield from columns(detail, indent="  ")
 
 
-def _fits_in_head(detail: Sequence[Sequence[str]]) -> bool:
-    return len(detail) == 1 and len(detail[0]) == 2
+def _is_leaf(part: Part) -> bool:
+    return len(part.leaves) == 1 and "/" not in part.leaves[0].path
+
+
+def _fits_in_head(part: Part, detail: Sequence[Sequence[str]]) -> bool:
+    """Return whether one value is all there is to tell."""
+    told = [each for each in part.moved if not _hidden(each.leaf)]
+    return len(detail) == 1 and len(told) == 1 and told[0].values is not None
 
 
 def _head(part: Part, detail: Sequence[Sequence[str]]) -> list[str]:
+    """Return the cells after a part's name; a single one is text that no column belongs to."""
     if not part.moved:
-        return [part.name, counted(len(part.leaves), "leaf"), "same"]
-    if _fits_in_head(detail):
-        return [part.name, " ".join(detail[0]).strip()]
-    if not detail and part.relative is None and len(part.moved) == sum(_opaque(each) for each in part.moved):
-        return [part.name, "changed"]
+        return [counted(len(part.leaves), "leaf"), "same"]
+    if _is_leaf(part):
+        return ["  ".join(filter(None, (text.strip() for text in detail[0]))) if detail else "changed"]
+    if _fits_in_head(part, detail):
+        return [" ".join(detail[0]).strip()]
+    if all(_hidden(each.leaf) for each in part.moved):
+        return ["changed"]
     counts = ((_WORDS[change], sum(leaf.change == change for leaf in part.leaves)) for change in _WORDS)
     texts = [f"{number} {word}" for word, number in counts if number]
-    relative = [] if part.relative is None else [f"|d|/|w|  {part.relative:.3g}"]
-    return [part.name, counted(len(part.leaves), "leaf"), "   ".join(texts), *relative]
+    relative = [] if part.relative is None else [f"|d|/|w|  {part.relative:#.3g}"]
+    return [counted(len(part.leaves), "leaf"), "   ".join(texts), *relative]
+
+
+def _hidden(leaf: LeafDiff) -> bool:
+    """Return whether it is a random state, of which nobody wants to see the numbers."""
+    return leaf.change == "changed" and leaf.before is not None and is_random(leaf.path, leaf.before)
 
 
 def _opaque(moved: Moved) -> bool:
@@ -229,18 +246,16 @@ def _opaque(moved: Moved) -> bool:
 
 
 def _details(part: Part, *, show_all: bool) -> list[list[str]]:
-    rows: list[list[str]] = []
-    values = [each for each in part.moved if each.values is not None]
-    for each in values if show_all else values[:_SHOWN]:
-        assert each.values is not None
-        old, new = map(shown, each.values)
-        rows.append([_below(each.path), f"{old} -> {new}"])
-    rows += [["", f"and {len(values) - _SHOWN} more values: --all"]] if len(values) > _SHOWN and not show_all else []
+    values = [(each.path, " -> ".join(map(shown, each.values))) for each in part.moved if each.values is not None]
+    rows = _folded_rows(values, show_all=show_all)
     rows += _measured_rows(part, show_all=show_all)
     if show_all:
-        rows += [[_below(each.path), str(each.leaf.before), "changed"] for each in part.moved if _opaque(each)]
-    for change, sign in (("added", "+"), ("removed", "-"), ("respecified", "!")):
-        rows += _folded_rows([each.leaf for each in part.moved if each.leaf.change == change], sign, show_all=show_all)
+        opaque = [(each.path, f"{each.leaf.before}  changed") for each in part.moved if _opaque(each)]
+        rows += _folded_rows(opaque, show_all=True)
+    for change, sign in (("added", "+ "), ("removed", "- "), ("respecified", "! ")):
+        leaves = [each.leaf for each in part.moved if each.leaf.change == change]
+        specs = [(leaf.path, " -> ".join(str(spec) for spec in (leaf.before, leaf.after) if spec)) for leaf in leaves]
+        rows += _folded_rows(specs, sign, show_all=show_all)
     return rows
 
 
@@ -260,7 +275,7 @@ def _measured_rows(part: Part, *, show_all: bool) -> list[list[str]]:
         spec = each.leaf.before
         rows.append([
             _below(each.path), str(list(spec.shape)), short_dtype(spec.dtype), f"max|d| {stats.largest:.1e}",
-            f"rel {stats.relative:.3g}", remark,
+            f"rel {stats.relative:#.3g}", remark,
         ])  # fmt: skip
     return rows
 
@@ -273,16 +288,15 @@ def _remark(stats: Stats, median: float) -> str:
     return f"<- {stats.relative / median:.1f}x the median" if median and stats.relative >= _OUTLIER * median else ""
 
 
-def _folded_rows(leaves: Sequence[LeafDiff], sign: str, *, show_all: bool) -> list[list[str]]:
-    """Return the leaves that only one side has, or that are of another dtype or shape, alike ones on one line."""
+def _folded_rows(items: Sequence[tuple[str, str]], sign: str = "", *, show_all: bool) -> list[list[str]]:
+    """Return a row for each path and what there is to say of it; paths of which the same is said on one line."""
     alike: dict[str, list[str]] = {}
-    for leaf in leaves:
-        what = " -> ".join(str(spec) for spec in (leaf.before, leaf.after) if spec is not None)
-        alike.setdefault(what, []).append(_below(leaf.path))
-    rows = [[f"{sign} {path}", what] for what, paths in alike.items() for path in folded_paths(paths)]
+    for path, what in items:
+        alike.setdefault(what, []).append(_below(path))
+    rows = [[f"{sign}{path}", what] for what, paths in alike.items() for path in folded_paths(paths)]
     if show_all or len(rows) <= _SHOWN:
         return rows
-    return [*rows[:_SHOWN], [f"{sign} {len(rows) - _SHOWN} more lines: --all", ""]]
+    return [*rows[:_SHOWN], [f"{sign}… {len(rows) - _SHOWN} more: --all"]]
 
 
 def _below(path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 import platform
+import textwrap
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,7 +36,7 @@ _ALIAS = (
 )
 
 
-@click.command()
+@click.command(short_help="Try out the disk of a store, and look for what is easily forgotten.")
 @click.argument("target", type=TargetType(step="no"), metavar="STORE")
 @json_option
 @click.pass_context
@@ -54,7 +55,7 @@ def doctor(ctx: click.Context, target: Target, as_json: bool) -> None:
     damage, latest = _latest(place)
     checks = [*_here(), *_disk(target, latest)]
     if place is not None:
-        checks += [_writer(writer), *_leftovers(place, target, writer)]
+        checks += [_writer(writer), *_leftovers(place, writer)]
     if damage is not None:
         checks.append(Check("latest step", "problem", damage, "`milepost verify` lists the whole ones."))
     if latest is not None:
@@ -128,21 +129,18 @@ def _writer(writer: Writer | None) -> Check:
     return Check("writer", "ok", f"none; the last was {who}, {since}")
 
 
-def _leftovers(place: Place, target: Target, writer: Writer | None) -> Iterator[Check]:
+def _leftovers(place: Place, writer: Writer | None) -> Iterator[Check]:
     unfinished = place.unfinished()
     if unfinished:
         what = f"step {', '.join(map(str, unfinished))}"
-        if writer is not None and writer.alive:
-            yield Check("unfinished", "note", what, "Being written now, or left by a writer before; resume ignores it.")
-        else:
-            yield Check(
-                "unfinished", "note", what, "Left by a killed writer; resume ignores it, the next save removes it."
-            )
+        alive = writer is not None and writer.alive
+        means = "Being written now." if alive else "Left by a writer that was killed; the next one removes it."
+        yield Check("unfinished", "note", what, f"Resume ignores it. {means}")
     path = getattr(place.root.store, "path", None)
     if isinstance(path, Path):
         rest = [entry.name for entry in path.iterdir() if entry.name.startswith((TEMPORARY, TRASH))]
         if rest:
-            found = counted(len(rest), "retired folder or temporary file").replace("files", "files")
+            found = f"{len(rest)} retired folders or temporary files"
             yield Check("leftovers", "note", found, "They take space until the next save removes them.")
 
 
@@ -158,29 +156,27 @@ def _contents(latest: Checkpoint) -> Iterator[Check]:
             "A resumed run would draw other numbers and see other data than an uninterrupted one. Put generators and"
             " iterators into the tree: `saver.save(step, {..., \"rng\": generator, \"data\": loader})`.",
         )  # fmt: skip
-        return
-    if random:
-        yield Check("random states", "ok", f"{where}: {folded(_tops(random), 4)}")
-    else:
+    elif not random:
         yield Check(
             "random states", "warning", f"none in {where}",
             "If the program draws random numbers, a resumed run draws others: put its generators into the tree.",
         )  # fmt: skip
-    if data:
-        yield Check("position in the data", "ok", f"{where}: {folded(_tops(data), 4)}")
-    else:
+    elif not data:
         yield Check(
             "position in the data", "warning", f"none in {where}",
             "If the program reads data in some order, a resumed run begins anew: put the iterator into the tree.",
         )  # fmt: skip
+    if random:
+        yield Check("random states", "ok", f"{where}: {_nodes(random)}")
+    if data:
+        yield Check("position in the data", "ok", f"{where}: {_nodes(data)}")
     if "jax" in latest.info.versions:
         yield Check("JAX on CPU", "note", f"{where} was saved with jax {latest.info.versions['jax']}", _ALIAS)
 
 
-def _tops(paths: Sequence[str]) -> list[str]:
-    return list(
-        dict.fromkeys("/".join(path.split("/")[:2]) if path.count("/") > 2 else path.split("/")[0] for path in paths)
-    )
+def _nodes(paths: Sequence[str]) -> str:
+    """Return the nodes that hold these leaves, no deeper than the second level."""
+    return folded(dict.fromkeys("/".join(path.split("/")[:-1][:2]) or path for path in paths), 4)
 
 
 def _print(target: Target, place: Place | None, checks: Sequence[Check]) -> None:
@@ -196,6 +192,4 @@ def _print(target: Target, place: Place | None, checks: Sequence[Check]) -> None
 
 
 def _wrapped(text: str) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(text, 84, break_long_words=False, break_on_hyphens=False)

@@ -15,7 +15,7 @@ from milepost.cli.target import Target, TargetType, open_target
 from milepost.table import size
 
 
-@click.command()
+@click.command(short_help="Print a line for each checkpoint as it appears.")
 @click.argument("target", type=TargetType(step="no"), metavar="STORE")
 @click.option("--after", metavar="STEP", default="-1", help="Only steps above this one; `latest`: only new ones.")
 @click.option("--poll", type=click.FloatRange(min=0.01), default=10.0, show_default=True, help="Seconds between looks.")

@@ -10,7 +10,7 @@ import click
 
 from milepost.catalog import rows
 from milepost.checkpoint import Checkpoint
-from milepost.cli.options import json_option, metric_option
+from milepost.cli.options import json_option, log_hushed, metric_option
 from milepost.cli.output import NONE, columns, count, counted, emit, flat_metrics, number, plain, say, stamp
 from milepost.cli.target import Place, Target, TargetType, open_target
 from milepost.engine.commit import Writer, writer_of
@@ -24,7 +24,7 @@ _LOOKS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-@click.command()
+@click.command(short_help="List the steps of a store, and why each is kept.")
 @click.argument("target", type=TargetType())
 @metric_option
 @json_option
@@ -35,7 +35,8 @@ def ls(target: Target, metric: str | None, as_json: bool) -> None:
     """
     place = open_target(target)
     only = None if target.step is None else place.checkpoint(target, metric).step
-    found = [row for row in rows(place.catalog) if only is None or row.step == only]
+    with log_hushed():
+        found = [row for row in rows(place.catalog) if only is None or row.step == only]
     writer = writer_of(place.root)
     checkpoints = [each for row in found if row.created is not None and (each := place.catalog.get(row.step))]
     if as_json:

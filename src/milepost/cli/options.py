@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -20,6 +22,17 @@ def _note_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 def debugging(ctx: click.Context) -> bool:
     """Return whether `--debug` was given, before or after the verb."""
     return bool(ctx.meta.get(_DEBUG))
+
+
+@contextmanager
+def log_hushed() -> Generator[None]:
+    """Leave out what the library would warn of: the command itself shows it."""
+    log = logging.getLogger("milepost")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def debug_option(function: _F) -> _F:

@@ -45,7 +45,7 @@ def cleaned(text: str) -> str:
 
 def cell(text: str) -> str:
     """Return the text as one cell of a table: no control characters, no line ends."""
-    return cleaned(" ".join(text.split()))
+    return cleaned(re.sub(r"[\t\n]", " ", text))
 
 
 def columns(
@@ -105,7 +105,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, int):
-        return count(value) if abs(value) < 1 << 63 else f"an integer of {value.bit_length()} bits"
+        return count(value) if abs(value) < 1 << 63 else f"({value.bit_length()} bits)"
     text = f"{value:.6g}" if isinstance(value, float) else repr(value) if isinstance(value, str) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

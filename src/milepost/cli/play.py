@@ -8,7 +8,7 @@ import click
 from milepost.cli.options import debug_option
 
 
-@click.command()
+@click.command(short_help="See all of it happen, in about a minute.")
 @click.option(
     "--framework", type=click.Choice(["numpy", "torch", "jax"]), default="numpy", show_default=True,
     help="What the model is written in; it must be installed.",

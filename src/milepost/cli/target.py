@@ -16,7 +16,7 @@ from milepost.checkpoint import Checkpoint
 from milepost.cli.exits import INCOMPLETE, NO_STORE_CODE, USAGE, Refusal
 from milepost.cli.output import flat_metrics, number
 from milepost.engine.commit import Root, open_root, opened_slot
-from milepost.errors import CheckpointError, CorruptionError, NotFoundError, folded
+from milepost.errors import CheckpointError, CorruptionError, FormatError, NotFoundError, folded
 from milepost.model import format as fmt
 from milepost.model import keypath
 from milepost.policy import Best, keep_policy
@@ -189,15 +189,24 @@ class Place:
         return latest
 
     def _from_the_end(self, place: int) -> Checkpoint:
-        found = 0
+        line, _ = self.steps()
+        if place > len(line):
+            raise NotFoundError(f"{self.store} has no @-{place}: there are {len(line)} checkpoints in its line")
+        return self.catalog[line[place - 1]]
+
+    def steps(self) -> tuple[list[int], list[int]]:
+        """Return the steps in the line of the latest, newest first, and those that were superseded."""
+        line: list[int] = []
+        superseded: list[int] = []
         for step in sorted(self.catalog, reverse=True):
-            checkpoint = self.catalog.get(step)
-            if checkpoint is None or checkpoint.info.superseded:
+            try:
+                checkpoint = self.catalog.get(step)
+            except (CorruptionError, FormatError):
+                line.append(step)  # whoever asks for it is told
                 continue
-            found += 1
-            if found == place:
-                return checkpoint
-        raise NotFoundError(f"{self.store} has no @-{place}: there are {found} checkpoints in its line")
+            if checkpoint is not None:
+                (superseded if checkpoint.info.superseded else line).append(step)
+        return line, superseded
 
     def _best(self, metric: str | None) -> Checkpoint:
         """Return the best by the metric that is given, or by the one that the last save's keep policy names."""

@@ -13,7 +13,7 @@ from milepost.checkpoint import Checkpoint
 from milepost.cli.options import json_option, metric_option
 from milepost.cli.output import cell, columns, counted, emit, plain, say, shown, spec_json
 from milepost.cli.target import Target, TargetType, open_target
-from milepost.errors import NotFoundError
+from milepost.errors import NotFoundError, folded
 from milepost.leafref import LeafRef
 from milepost.model import keypath
 from milepost.table import age, size
@@ -41,7 +41,7 @@ class Node:
     nbytes: int = 0
 
 
-@click.command()
+@click.command(short_help="Show what a step holds: dtypes, shapes, sizes.")
 @click.argument("target", type=TargetType(glob=True))
 @click.option("--depth", type=click.IntRange(min=1), metavar="N", help="Show N levels; what is below is summed up.")
 @metric_option
@@ -77,7 +77,7 @@ def chosen_leaves(checkpoint: Checkpoint, target: Target) -> Mapping[str, LeafRe
     if not found and checkpoint.leaves:
         if not set("*?[{") & set(target.glob):
             checkpoint.at(target.glob)  # the error that names what is near
-        tops = ", ".join(keypath.top_level(checkpoint.leaves)[:8])
+        tops = folded(keypath.top_level(checkpoint.leaves))
         raise NotFoundError(
             f"step {checkpoint.step} of {target.store} has no leaf {target.glob!r}\n  At the top: {tops}."
         )
@@ -119,7 +119,7 @@ def _folded(name: str, what: _Nested | LeafRef, known: dict[object, int]) -> tup
 
 
 def _lines(node: Node, depth: int, level: int = 0, times: int = 1) -> Iterator[list[str]]:
-    """Yield name, what is there, and bytes of each node below; numbers are those of all nodes that a line stands for."""
+    """Yield name, content and bytes of each node below; numbers are of all nodes that a line stands for."""
     for child in node.children:
         names, bottom, standing = [child.name], child, times * child.times
         while len(bottom.children) == 1:  # a chain is one line
@@ -133,7 +133,7 @@ def _lines(node: Node, depth: int, level: int = 0, times: int = 1) -> Iterator[l
             what = f"{bottom.leaf.spec}{folded}{_value(bottom.leaf) if standing == 1 else ''}"
             yield [label, what, size(over * bottom.nbytes) if bottom.leaf.spec.kind != "value" else ""]
         else:
-            yield [label, counted(over * bottom.leaves, "leaf"), size(over * bottom.nbytes)]
+            yield [label, counted(over * bottom.leaves, "leaf"), size(over * bottom.nbytes) if bottom.nbytes else ""]
             if level + 1 < depth:
                 yield from _lines(bottom, depth, level + 1, standing)
 

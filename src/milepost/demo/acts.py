@@ -45,9 +45,12 @@ def run(framework: str = "numpy", keep: str | None = None) -> int:
     if find_spec(framework) is None:
         _say(f"{framework} is not installed here. Install it, `pip install 'milepost[{framework}]'`, or choose numpy.")
         return 1
+    if keep is not None and os.path.lexists(keep) and (not os.path.isdir(keep) or os.listdir(keep)):
+        _say(f"{keep} is there already. Name a new folder.")
+        return 1
     try:
         with _folder(keep) as folder:
-            _play(Stage(folder, framework))
+            _play(Stage(folder, framework, kept=keep is not None))
     except Broken as error:
         _say(f"\nNOT AS PROMISED: {error}")
         return 1
@@ -60,20 +63,18 @@ def _folder(keep: str | None) -> Generator[Path]:
         with tempfile.TemporaryDirectory(prefix="milepost-demo-") as name:
             yield Path(name)
         return
-    folder = Path(keep)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Broken(f"{keep} is there already. Name a new folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder.resolve()
+    Path(keep).mkdir(parents=True, exist_ok=True)
+    yield Path(keep).resolve()
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Where the demo plays: a folder for the roots of both runs, and what the model is made with."""
+    """Where the demo plays: a folder for the roots of both runs, what the model is made with, whether files stay."""
 
     folder: Path
     framework: str
+    kept: bool
 
     @property
     def killed(self) -> Path:
@@ -83,11 +84,13 @@ class Stage:
     @contextmanager
     def training(self, root: str) -> Generator[subprocess.Popen[str]]:
         """Start the training run; the command is the same every time."""
+        _say("")
         command = [sys.executable, "-m", "milepost.demo.train", root, "--framework", self.framework]
         command += ["--steps", str(STEPS), "--bandwidth", str(_BYTES_PER_S)]
         with subprocess.Popen(  # noqa: S603 our own program
-            command, cwd=self.folder, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        ) as process:
+            command, cwd=self.folder, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            encoding="utf-8",
+        ) as process:  # fmt: skip
             try:
                 yield process
             finally:
@@ -114,7 +117,7 @@ class Stage:
         _say(f"\n   $ milepost {shlex.join(words)}")
         command = [sys.executable, "-c", "import sys; from milepost.cli import main; sys.exit(main())", *words]
         done = subprocess.run(  # noqa: S603 our own program
-            command, cwd=self.folder, env=_environment(), capture_output=True, text=True, check=False
+            command, cwd=self.folder, env=_environment(), capture_output=True, encoding="utf-8", check=False
         )
         _say(textwrap.indent((done.stdout + done.stderr).rstrip(), "   "))
         if done.returncode != code:
@@ -129,8 +132,8 @@ def _environment() -> dict[str, str]:
     """
     threads = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
-    own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONWARNINGS": "ignore::RuntimeWarning", "COLUMNS": "110"}
-    return {**os.environ, **dict.fromkeys(threads, "1"), **own}
+    quiet = {"PYTHONWARNINGS": "ignore::RuntimeWarning", "PYTHONUTF8": "1", "COLUMNS": "110"}
+    return {**os.environ, **dict.fromkeys(threads, "1"), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, **quiet}
 
 
 def _echoed(process: subprocess.Popen[str]) -> Iterator[str]:
@@ -148,7 +151,7 @@ def _play(stage: Stage) -> None:
         f"milepost demo, {stage.framework}: a training run is killed and damaged, and ends with the same numbers.\n\n"
         f"A perceptron of {layers} with dropout and Adam learns to read 1,797 handwritten digits (UCI, CC BY 4.0).\n"
         "Its state is weights, moments, losses, the order and position of a shuffled loader, and random states.\n"
-        f"Files are in {stage.folder}."
+        f"Files are in {stage.folder}{'' if stage.kept else ', deleted at the end: --keep DIR keeps them'}."
     )
     expected = _train(stage)
     _kill(stage)
@@ -156,6 +159,8 @@ def _play(stage: Stage) -> None:
     _damage(stage, expected)
     _look(stage)
     _say(f"\nAll as promised, in {time.monotonic() - start:.0f} seconds.")
+    if stage.kept:
+        _say(f"To play on: cd {shlex.quote(str(stage.folder))} && milepost tree {_KILLED}@latest")
 
 
 def _train(stage: Stage) -> list[str]:
@@ -218,7 +223,7 @@ def _damage(stage: Stage, expected: list[str]) -> None:
     weights = [ref for path, ref in newest.leaves.items() if path.startswith("model/weights/")]
     leaf = max(weights, key=lambda ref: ref.nbytes).path
     pack, place = _flip(stage.killed / str(STEPS), leaf)
-    _say(f"   Byte {place:,} of {_KILLED}/{STEPS}/{pack} is another now: a byte of {leaf}.")
+    _say(f"\n   Byte {place:,} of {_KILLED}/{STEPS}/{pack} is another now: a byte of {leaf}.")
     stage.shell("verify", _KILLED, code=4)
     try:
         newest.verify()
@@ -227,7 +232,7 @@ def _damage(stage: Stage, expected: list[str]) -> None:
             raise Broken(f"verify names {error.damaged}, not {leaf}.") from error
     else:
         raise Broken("verify did not see it.")
-    _say("\n   The same command again. The damaged step is never taken in silence: the run goes one step further back.")
+    _say("\n   The same command again. A damaged step is never taken in silence: the run goes one step further back.")
     lines = stage.trained(_KILLED)
     if f"resumed from step {STEPS - _SAVE_EVERY}" not in lines or leaf not in lines[0]:
         raise Broken("the run did not say that it went back to the step before.")
@@ -271,7 +276,7 @@ def _compare(lines: list[str], expected: list[str]) -> None:
 
 
 def _act(number: int, text: str) -> None:
-    _say(f"\n{number}. {text}\n")
+    _say(f"\n{number}. {text}")
 
 
 def _say(text: str) -> None:

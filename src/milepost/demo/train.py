@@ -22,7 +22,7 @@ def train(root: str, framework: str, steps: int, bandwidth: float | None) -> int
     training, held_out = digits.load()
     model = model_of(framework, seed=1)
     batches = digits.Batches(training, size=50, seed=2)
-    losses = np.full(steps, np.nan)
+    losses = np.zeros(steps)
     state = {"model": model.state, "batches": mp.PerProcess(batches), "losses": losses}
 
     limits = mp.Limits(bandwidth_bytes_per_s=bandwidth)

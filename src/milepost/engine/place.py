@@ -14,7 +14,7 @@ import numpy as np
 from milepost.adapters import Array, Classifier, adapter_named, adapter_of
 from milepost.engine.transfer import Source
 from milepost.errors import CheckpointError, CorruptionError, StructureError, UnsupportedLeafError
-from milepost.model import keypath, tree
+from milepost.model import keypath, structure, tree
 from milepost.model.format import LeafTable, StoredArray
 from milepost.model.keypath import Globs, KeyPath
 from milepost.model.leaf import Box, LeafSpec, data_spec, dtype_info
@@ -62,7 +62,7 @@ class Stored:
 
     def entries(self, rank: int | None) -> dict[KeyPath, KeyPath]:
         """Return path -> stored path of every leaf of this part; with rank None those of all processes."""
-        return dict(tree.visible(self.table.tree, rank, node=self.node, stored=self.path))
+        return dict(structure.visible(self.table.tree, rank, node=self.node, stored=self.path))
 
     def spec(self, stored: KeyPath) -> LeafSpec:
         """Return the spec of a leaf."""
@@ -101,7 +101,7 @@ def load_plain(stored: Stored, options: Options) -> Any:
                 read[there] = stored.leaf(there)
         return read[there]
 
-    return tree.rebuild(stored.table.tree, leaf, node=stored.node, stored=stored.path)
+    return structure.rebuild(stored.table.tree, leaf, node=stored.node, stored=stored.path)
 
 
 @final
@@ -155,7 +155,7 @@ class _Fit:
 
     def _node(self, path: KeyPath) -> tuple[Any, KeyPath] | None:
         try:
-            return tree.subtree(self.stored.table.tree, path, self.stored.rank, node=self.stored.node, stored=self.stored.path)
+            return structure.subtree(self.stored.table.tree, path, self.stored.rank, node=self.stored.node, stored=self.stored.path)
         except KeyError:
             return None
 
@@ -206,7 +206,7 @@ class _Fit:
             raise StructureError(f"{self.stored.where}: no state at {path}")
         node, there = found
         if isinstance(node, dict) and "per_process" in node:
-            node, there = tree.subtree(self.stored.table.tree, str(self.stored.rank), node=node, stored=there)
+            node, there = structure.subtree(self.stored.table.tree, str(self.stored.rank), node=node, stored=there)
         return state_tree(self.stored, node, there)
 
 
@@ -226,7 +226,7 @@ def state_tree(stored: Stored, node: Any, path: KeyPath) -> Any:
                 read[there] = adapter.place(None, array.spec, source)
         return read[there]
 
-    return tree.rebuild(stored.table.tree, leaf, node=node, stored=path)
+    return structure.rebuild(stored.table.tree, leaf, node=node, stored=path)
 
 
 def load_like(stored: Stored, like: Any, options: Options) -> Any:

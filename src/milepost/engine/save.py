@@ -34,13 +34,15 @@ class Captured:
     """A tree ready to be written: nothing in it belongs to the caller any more, once `buffers` is there.
 
     Attributes:
-        held: the pieces that this process writes, with the frameworks' objects; dropped after the capture.
+        sources: the boxes that this process writes.
+        held: the frameworks' objects that hold them; let go of once they are captured.
         specs: the arrays' specs by path, in the tree's order.
         origins: the framework of each array.
         values: all other leaves, as tagged JSON.
         structure: the tree as data.
     """
 
+    sources: list[Source]
     held: list[Held]
     specs: dict[KeyPath, LeafSpec]
     origins: dict[KeyPath, str]
@@ -103,7 +105,8 @@ def prepare(value: Any, *, rank: int = 0) -> Captured:
                 held.append(Held(source, piece, adapter))
         except UnsupportedLeafError as error:
             raise UnsupportedLeafError(f"{path or 'the root'}: {error}") from None
-    return Captured([held[i] for i in owned(sources, rank)], specs, origins, values, flat.structure)
+    mine = owned(sources, rank)
+    return Captured([sources[i] for i in mine], [held[i] for i in mine], specs, origins, values, flat.structure)
 
 
 def _check_covered(spec: LeafSpec, pieces: Sequence[Piece]) -> None:
@@ -219,7 +222,7 @@ class _Attempt:
     limits: Limits
 
     def run(self) -> tuple[LeafTable, bytes, list[FileRecord]]:
-        sources = [item.source for item in self.captured.held]
+        sources = self.captured.sources
         digests = [digest(buffer) for buffer in self.buffers]
         reused = self._linked(self._reusable(sources, digests))
         changed = [i for i in range(len(sources)) if i not in reused]

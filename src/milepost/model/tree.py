@@ -1,38 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tree to leaves and back. The structure is data (JSON), never code: no stored name is imported.
-
-A structure is made of these nodes:
-
-| node | JSON |
-|---|---|
-| leaf | `0` |
-| the same array or object as the one at an earlier path | `"that/path"` |
-| dict, with its keys as segments | `{"dict": {"a": node, "%int:3": node}}` |
-| list, tuple | `{"list": [node, ...]}`, `{"tuple": [node, ...]}` |
-| namedtuple, dataclass, attrs class, node registered with JAX | `{"namedtuple": {"field": node}}`, `{"fields": {"field": node}}` |
-| object with a state of its own | `{"state": node}` |
-| one value for each process | `{"per_process": {"0": node}}` |
-"""
+"""Trees of the user to leaves, and back into containers of the same types."""
 
 from __future__ import annotations
 
+import collections
 import copy
 import dataclasses
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, final
+from typing import Any, Protocol, cast, final
 
-from milepost.errors import FormatError, StructureError, UnsupportedLeafError, message
+from milepost.errors import UnsupportedLeafError
 from milepost.model import keypath
 from milepost.model.keypath import KeyPath, join
 from milepost.model.leaf import LeafSpec
+from milepost.model.structure import MAX_DEPTH, Structure
 from milepost.model.value import value_type
-
-# Frames of the walkers stay well under Python's own limit of 1,000, and so do JSON readers'.
-MAX_DEPTH = 200
-
-Structure = Any
 
 
 @final
@@ -58,11 +42,15 @@ class StateProvider(Protocol):
     """Teaches the library objects that own state: a module with its optimizer, a loader, a generator."""
 
     by_leaf: bool
-    """Whether the state is compared leaf by leaf with the object's present state (modules), or given back whole."""
+    """Whether each array of the state is compared with the object's present one (modules), or all is given back whole.
+    The state is then a flat dict; what in it is no array is given back whole, too."""
     by_value: bool
     """Whether a copy of the object is as good as itself (random generators), so that `load` may return one."""
 
-    def owns(self, value: Any) -> bool: ...
+    def owns(self, value: Any) -> bool:
+        """Return whether this provider knows the value; asked once for each type."""
+        ...
+
     def tree(self, value: Any) -> Any:
         """Return the present state as a tree."""
         ...
@@ -111,6 +99,7 @@ class Flat:
         structure: the tree as data.
         aliases: path -> the earlier path that holds the same array or object.
         objects: the objects with state, in the tree's order.
+        whole: of a `like`, the paths of what is given back whole: states, or parts of them.
         unranked: path -> path without the ranks of `PerProcess`, for the nodes below one.
     """
 
@@ -118,6 +107,7 @@ class Flat:
     structure: Structure
     aliases: dict[KeyPath, KeyPath]
     objects: list[StateObject]
+    whole: list[KeyPath]
     unranked: dict[KeyPath, KeyPath]
 
 
@@ -133,7 +123,7 @@ def flatten(tree: Any, classify: Classify, *, rank: int = 0, present: bool = Fal
     Raises:
         UnsupportedLeafError: a value cannot be stored, with its path.
     """
-    flat = Flat({}, None, {}, [], {})
+    flat = Flat({}, None, {}, [], [], {})
     structure = _Walk(flat, classify, rank, present).node(tree, keypath.ROOT, 0)
     return dataclasses.replace(flat, structure=structure)
 
@@ -143,14 +133,14 @@ class _Walk:
     def __init__(self, flat: Flat, classify: Classify, rank: int, present: bool) -> None:
         self.flat, self.classify, self.rank, self.present = flat, classify, rank, present
         self.seen: dict[Hashable, KeyPath] = {}
-        self.inside = 0
+        self.owner: StateObject | None = None
         self.ranked: list[tuple[KeyPath, KeyPath]] = []
 
     def node(self, value: Any, path: KeyPath, depth: int) -> Structure:
         if depth > MAX_DEPTH:
             raise UnsupportedLeafError(
-                f"{path[:120]}…: the tree is nested deeper than {MAX_DEPTH} levels\n"
-                "  If a container contains itself, leave that reference out."
+                f"{path[:80]}…: the tree is nested deeper than {MAX_DEPTH} levels\n"
+                "  If a container contains itself, leave that reference out; else flatten it."
             )
         if self.classify.is_array(value):
             return self.shared(value, path) or self.leaf(value, path)
@@ -158,22 +148,19 @@ class _Walk:
             return self.leaf(value, path)
         if isinstance(value, PerProcess):
             return self.per_process(value.value, path, depth)
-        kind = type(value)
+        kind = cast("type[object]", type(value))
         if kind is not dict and kind is not list and kind is not tuple:
-            if value_type(value) is not None:
+            if _is_value(value, path):
                 return self.leaf(value, path)
             if (provider := self.classify.provider(value)) is not None:
-                return self.state(value, provider, path, depth)
+                return self.state(StateObject(path, value, provider), depth)
         opened = open_node(value, path)
         if opened is None:
             raise UnsupportedLeafError(_unsupported(value, path))
-        parts = [
-            self.node(child, join(path, segment), depth + 1)
-            for segment, child in zip(opened.segments, opened.children, strict=True)
-        ]
-        if opened.kind in ("list", "tuple"):
-            return {opened.kind: parts}
-        return {opened.kind: dict(zip(opened.segments, parts, strict=True))}
+        parts: dict[str, Structure] = {}
+        for segment, child in zip(opened.segments, opened.children, strict=True):
+            parts[segment] = self.node(child, join(path, segment), depth + 1)
+        return {opened.kind: list(parts.values()) if opened.kind in ("list", "tuple") else parts}
 
     def per_process(self, value: Any, path: KeyPath, depth: int) -> Structure:
         segment = str(self.rank)
@@ -189,60 +176,108 @@ class _Walk:
         stored, seen = self.ranked[-1]
         return join(seen, path[len(stored) + 1 :]) if len(path) > len(stored) else seen
 
-    def leaf(self, value: Any, path: KeyPath) -> Structure:
-        self.flat.leaves[path] = value
+    def note(self, path: KeyPath) -> None:
         if self.ranked:
             self.flat.unranked[path] = self.unranked(path)
+
+    def leaf(self, value: Any, path: KeyPath) -> Structure:
+        self.flat.leaves[path] = value
+        self.note(path)
+        return 0
+
+    def whole(self, path: KeyPath) -> Structure:
+        self.flat.whole.append(path)
+        self.note(path)
         return 0
 
     def shared(self, value: Any, path: KeyPath) -> KeyPath | None:
         identity = self.classify.identity(value)
-        if identity is None:
-            return None
+        return None if identity is None else self.alias(identity, path)
+
+    def alias(self, identity: Hashable, path: KeyPath) -> KeyPath | None:
         first = self.seen.setdefault(identity, path)
         if first == path:
             return None
         self.flat.aliases[path] = first
-        if self.ranked:
-            self.flat.unranked[path] = self.unranked(path)
+        self.note(path)
         return first
 
-    def state(self, value: Any, provider: StateProvider, path: KeyPath, depth: int) -> Structure:
-        # Within the state of an object, objects are not shared: an alias then never leads to another (see `visible`).
-        first = path if self.inside else self.seen.setdefault(("object", id(value)), path)
-        if first != path:
-            self.flat.aliases[path] = first
+    def state(self, item: StateObject, depth: int) -> Structure:
+        path = item.path
+        if self.owner is not None:
+            # It would come back as a mere dict, to an owner who does not expect one.
+            raise UnsupportedLeafError(
+                f"{path or 'the root'}: the state of the {type(self.owner.value).__name__} there holds a"
+                f" {type(item.value).__name__}, which has a state of its own\n"
+                "  Let the outer `state_dict()` hold the state of the inner object instead."
+            )
+        if (first := self.alias(("object", id(item.value)), path)) is not None:
             return first
-        self.flat.objects.append(StateObject(path, value, provider))
-        if self.ranked:
-            self.flat.unranked[path] = self.unranked(path)
-        if self.present and not provider.by_leaf:
-            return {"state": 0}
-        self.inside += 1
-        structure = {"state": self.node(provider.tree(value), path, depth + 1)}
-        self.inside -= 1
+        self.flat.objects.append(item)
+        self.note(path)
+        if self.present and not item.provider.by_leaf:
+            return {"state": self.whole(path)}
+        state = self.state_of(item)
+        if self.present:
+            return {"state": self.parts(state, path)}
+        self.owner = item
+        structure = {"state": self.node(state, path, depth + 1)}
+        self.owner = None
         return structure
+
+    def parts(self, state: Mapping[str, Any], path: KeyPath) -> Structure:
+        """Return the structure of a state that is compared by leaf, in a `like`."""
+        parts: dict[str, Structure] = {}
+        for key, value in state.items():
+            at = join(path, segment := keypath.segment(key))
+            is_array = self.classify.is_array(value)
+            parts[segment] = (self.shared(value, at) or self.leaf(value, at)) if is_array else self.whole(at)
+        return {"dict": parts}
+
+    def state_of(self, item: StateObject) -> Any:
+        try:
+            return item.provider.tree(item.value)
+        except UnsupportedLeafError as error:
+            raise _at(item.path, error) from None
+        except Exception as error:
+            error.add_note(f"raised by the {type(item.value).__name__} at {item.path or 'the root'} of the tree")
+            raise
+
+
+def _at(path: KeyPath, error: UnsupportedLeafError) -> UnsupportedLeafError:
+    return UnsupportedLeafError(f"{path or 'the root'}: {error}")
+
+
+def _is_value(value: Any, path: KeyPath) -> bool:
+    try:
+        return value_type(value) is not None
+    except UnsupportedLeafError as error:
+        raise _at(path, error) from None
 
 
 def open_node(value: Any, path: KeyPath = "") -> Node | None:
-    """Return the container opened one level deep, None when it is no container."""
+    """Return the container opened one level deep, None when it is no container.
+
+    Raises:
+        UnsupportedLeafError: a dict has a key that cannot be stored; `path` says where.
+    """
     if isinstance(value, dict):
-        return _open_dict(value, path)  # pyright: ignore[reportUnknownArgumentType]
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        fields: Any = value  # a namedtuple
-        return Node("namedtuple", list(fields._fields), list(fields), lambda children: type(fields)(*children))
+        return _open_dict(cast("dict[Any, Any]", value), path)
     if isinstance(value, list | tuple):
-        items: list[Any] = list(value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-        kind = "list" if isinstance(value, list) else "tuple"
-        return Node(kind, [str(i) for i in range(len(items))], items, _sequence_builder(value))  # pyright: ignore[reportUnknownArgumentType]
-    return _open_registered(value) or _open_fields(value)
+        return _open_sequence(value)  # pyright: ignore[reportUnknownArgumentType]
+    return _open_registered(value, path) or _open_fields(value)
 
 
 def _open_dict(value: dict[Any, Any], path: KeyPath) -> Node:
     try:
         segments = [keypath.segment(key) for key in value]
     except UnsupportedLeafError as error:
-        raise UnsupportedLeafError(f"{path or 'the root'}: {error}") from None
+        raise _at(path, error) from None
+    if len(set(segments)) < len(segments):  # NaN, and keys that compare by something else than they hold
+        twice = next(text for text, count in collections.Counter(segments).items() if count > 1)
+        raise UnsupportedLeafError(
+            f"{path or 'the root'}: two keys of a dict are both stored as {twice}\n  Give one of them another name."
+        )
     keys = list(value)
 
     def build(children: list[Any]) -> Any:
@@ -250,46 +285,52 @@ def _open_dict(value: dict[Any, Any], path: KeyPath) -> Node:
         if type(value) is dict:
             return items
         other = copy.copy(value)
-        other.update(items)
+        for key, child in items.items():
+            other[key] = child
         return other
 
     return Node("dict", segments, list(value.values()), build)
 
 
-def _sequence_builder(value: Any) -> Callable[[list[Any]], Any]:
-    kind = type(value)
-    if kind is list:
-        return list
-    if kind is tuple:
-        return tuple
+def _open_sequence(value: Any) -> Node:
+    items: list[Any] = list(value)
+    kind: Any = cast("Any", type(value))
+    is_tuple = isinstance(value, tuple)
+    if is_tuple and hasattr(kind, "_fields"):
+        return Node("namedtuple", [keypath.segment(name) for name in kind._fields], items, kind._make)
+
+    make: Callable[[list[Any]], Any] = kind
 
     def build(children: list[Any]) -> Any:
-        if isinstance(value, tuple):
-            return kind(children)
-        other = copy.copy(value)
+        if is_tuple or type(value) is list:
+            return make(children)
+        other = copy.copy(cast("list[Any]", value))
         other[:] = children
         return other
 
-    return build
+    return Node("tuple" if is_tuple else "list", [str(i) for i in range(len(items))], items, build)
 
 
-def _open_registered(value: Any) -> Node | None:
-    """Open a node registered with JAX, when JAX is loaded: its children with their names, its static part in `build`."""
+def _open_registered(value: Any, path: KeyPath) -> Node | None:
+    """Open a node registered with JAX, when JAX is loaded; `build` puts its static part back."""
     tree_util: Any = sys.modules.get("jax.tree_util")
     if tree_util is None or not hasattr(tree_util, "tree_flatten_with_path"):
         return None
-    paths, definition = tree_util.tree_flatten_with_path(value, is_leaf=lambda child: child is not value)
+
+    def is_leaf(child: Any) -> bool:
+        return child is not value
+
+    paths, definition = tree_util.tree_flatten_with_path(value, is_leaf=is_leaf)
     if len(paths) == 1 and not paths[0][0]:
         return None  # a leaf
-    segments = [_registered_segment(keys[0], tree_util) for keys, _ in paths]
+    try:
+        segments = [_registered_segment(keys[0], tree_util) for keys, _ in paths]
+    except UnsupportedLeafError as error:
+        raise _at(path, error) from None
     if len(set(segments)) < len(segments):
         segments = [str(i) for i in range(len(paths))]
-    return Node(
-        "fields",
-        segments,
-        [child for _, child in paths],
-        lambda children: tree_util.tree_unflatten(definition, children),
-    )
+    children = [child for _, child in paths]
+    return Node("fields", segments, children, lambda new: tree_util.tree_unflatten(definition, new))
 
 
 def _registered_segment(key: Any, tree_util: Any) -> str:
@@ -306,12 +347,12 @@ def _open_fields(value: Any) -> Node | None:
     if isinstance(value, type):
         return None
     if dataclasses.is_dataclass(value):
-        marks = [(field.name, field.metadata) for field in dataclasses.fields(value)]
-    elif hasattr(type(value), "__attrs_attrs__"):
-        marks = [(field.name, field.metadata) for field in type(value).__attrs_attrs__]
+        fields: Any = dataclasses.fields(value)
     else:
+        fields = getattr(cast("type[object]", type(value)), "__attrs_attrs__", None)
+    if fields is None:
         return None
-    names = [name for name, metadata in marks if not _static(metadata) and hasattr(value, name)]
+    names: list[str] = [field.name for field in fields if not _static(field.metadata) and hasattr(value, field.name)]
 
     def build(children: list[Any]) -> Any:
         # Neither `__init__` nor `__post_init__` runs: the fields are put back as they were, on a copy.
@@ -320,7 +361,8 @@ def _open_fields(value: Any) -> Node | None:
             object.__setattr__(other, name, child)
         return other
 
-    return Node("fields", names, [getattr(value, name) for name in names], build)
+    segments = [keypath.segment(name) for name in names]
+    return Node("fields", segments, [getattr(value, name) for name in names], build)
 
 
 def _static(metadata: Mapping[Any, Any]) -> bool:
@@ -328,20 +370,25 @@ def _static(metadata: Mapping[Any, Any]) -> bool:
 
 
 def _unsupported(value: Any, path: KeyPath) -> str:
-    kind = type(value)
-    remedy = (
-        "Leave functions out: with Equinox, save `equinox.filter(model, equinox.is_array)`; in dataclasses mark the"
-        ' field `metadata={"static": True}`.'
-        if callable(value)
-        else "Store it as a sorted list."
-        if isinstance(value, set | frozenset)
-        else "Store numbers, text, bytes, dates, None, arrays or containers of them; or give the class `state_dict()`"
-        " and `load_state_dict()`."
-    )
+    kind = cast("type[object]", type(value))
+    if callable(value):
+        remedy = (
+            "Leave functions out: with Equinox, save `equinox.filter(model, equinox.is_array)`; in dataclasses mark the"
+            ' field `metadata={"static": True}`.'
+        )
+    elif isinstance(value, set | frozenset):
+        remedy = "Store it as a sorted list."
+    elif isinstance(value, collections.deque | range | Mapping):
+        remedy = "Store it as a list." if not isinstance(value, Mapping) else "Store it as a dict."
+    else:
+        remedy = (
+            "Store numbers, text, bytes, dates, None, arrays or containers of them; or give the class `state_dict()`"
+            " and `load_state_dict()`."
+        )
     return f"{path or 'the root'}: a {kind.__module__}.{kind.__qualname__} cannot be stored\n  {remedy}"
 
 
-# --- back to trees
+# Back to trees.
 
 
 def replaced(tree: Any, classify: Classify, leaf: Callable[[KeyPath, Any], Any], *, path: KeyPath = "") -> Any:
@@ -360,13 +407,15 @@ def replaced(tree: Any, classify: Classify, leaf: Callable[[KeyPath, Any], Any],
     opened = open_node(tree, path)
     if opened is None:
         return leaf(path, tree)
-    children = zip(opened.segments, opened.children, strict=True)
-    return opened.build([replaced(child, classify, leaf, path=join(path, name)) for name, child in children])
+    new: list[Any] = []
+    for name, child in zip(opened.segments, opened.children, strict=True):
+        new.append(replaced(child, classify, leaf, path=join(path, name)))
+    return opened.build(new)
 
 
 def is_leaf(value: Any, classify: Classify) -> bool:
     """Return whether a value is an array, a value, a spec or `SKIP`: no container and no object with state."""
-    kind = type(value)
+    kind = cast("type[object]", type(value))
     if kind is dict or kind is list or kind is tuple:
         return False
     return classify.is_array(value) or value is SKIP or isinstance(value, LeafSpec) or value_type(value) is not None
@@ -374,233 +423,31 @@ def is_leaf(value: Any, classify: Classify) -> bool:
 
 def setters(tree: Any, classify: Classify, *, path: KeyPath = "") -> Iterator[tuple[KeyPath, Callable[[Any], None]]]:
     """Yield how each leaf can be replaced in its container; leaves of containers that cannot change are left out."""
-    tree = tree.value if isinstance(tree, PerProcess) else tree
+    if isinstance(tree, PerProcess):
+        yield from setters(tree.value, classify, path=path)
+        return
     if is_leaf(tree, classify) or classify.provider(tree) is not None or (opened := open_node(tree, path)) is None:
         return
-    places = list(tree) if isinstance(tree, dict) else range(len(opened.segments))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-    for name, child, place in zip(opened.segments, opened.children, places, strict=True):
-        if is_leaf(child, classify):
-            if isinstance(tree, dict | list):
-                yield join(path, name), _item_setter(tree, place)  # pyright: ignore[reportUnknownArgumentType]
-            elif not isinstance(tree, tuple) and hasattr(tree, name) and not _frozen(tree):
-                yield join(path, name), _field_setter(tree, name)
-        else:
-            yield from setters(child, classify, path=join(path, name))
+    keys: list[Any] = list(tree) if isinstance(tree, dict) else list(range(len(opened.segments)))  # pyright: ignore[reportUnknownArgumentType]
+    for name, child, key in zip(opened.segments, opened.children, keys, strict=True):
+        inner = child.value if (ranked := isinstance(child, PerProcess)) else child
+        if not is_leaf(inner, classify):
+            yield from setters(inner, classify, path=join(path, name))
+        elif isinstance(tree, dict | list):
+            yield join(path, name), _item_setter(tree, key, ranked)
+        elif not isinstance(tree, tuple) and hasattr(tree, name) and not _frozen(tree):
+            yield join(path, name), _field_setter(tree, name, ranked)
 
 
-def _item_setter(container: Any, place: Any) -> Callable[[Any], None]:
-    return lambda value: container.__setitem__(place, value)
+def _item_setter(container: Any, key: Any, ranked: bool) -> Callable[[Any], None]:
+    return lambda value: container.__setitem__(key, PerProcess(value) if ranked else value)
 
 
-def _field_setter(container: Any, name: str) -> Callable[[Any], None]:
-    return lambda value: setattr(container, name, value)
+def _field_setter(container: Any, name: str, ranked: bool) -> Callable[[Any], None]:
+    return lambda value: setattr(container, name, PerProcess(value) if ranked else value)
 
 
 def _frozen(value: Any) -> bool:
-    parameters = getattr(type(value), "__dataclass_params__", None)
-    return bool(getattr(parameters, "frozen", False)) or type(value).__setattr__.__name__ == "_frozen_setattrs"
-
-
-def rebuild(
-    structure: Structure,
-    leaf: Callable[[KeyPath, KeyPath], Any],
-    *,
-    node: Structure = None,
-    stored: KeyPath = keypath.ROOT,
-) -> Any:
-    """Return the saved tree with builtin containers.
-
-    namedtuples come back as tuples; dataclasses, attrs classes and registered nodes as dicts by field; objects with
-    state as their state; `PerProcess` values as the value of their only process, or as a dict by rank.
-
-    Args:
-        structure: the whole tree's.
-        leaf: returns the leaf for a path, counted from `node`, and the stored path; one that is shared is asked for
-            at each place that it stands at.
-        node, stored: the part that is wanted, and where it is stored; by default all of it.
-
-    Raises:
-        FormatError: the structure is malformed.
-    """
-    node = structure if node is None else node
-    return _rebuilt(structure, node, leaf, keypath.ROOT, stored, 0, inside=False)
-
-
-def _rebuilt(
-    root: Structure,
-    node: Structure,
-    leaf: Callable[[KeyPath, KeyPath], Any],
-    path: KeyPath,
-    stored: KeyPath,
-    depth: int,
-    *,
-    inside: bool,
-) -> Any:
-    if isinstance(node, str):
-        node, stored = _shared(root, node, stored, inside=inside)
-        inside = True
-    if node == 0:
-        return leaf(path, stored)
-    kind, body = node_of(node, stored, depth)
-
-    def built(name: str, item: Structure) -> Any:
-        return _rebuilt(root, item, leaf, join(path, name), join(stored, name), depth + 1, inside=inside)
-
-    if kind == "state":
-        return _rebuilt(root, body, leaf, path, stored, depth + 1, inside=inside)
-    if kind in ("list", "tuple"):
-        items = [built(str(i), item) for i, item in enumerate(body)]
-        return items if kind == "list" else tuple(items)
-    return _container(kind, {name: built(name, item) for name, item in body.items()})
-
-
-def _container(kind: str, fields: dict[str, Any]) -> Any:
-    if kind == "namedtuple":
-        return tuple(fields.values())
-    if kind == "per_process" and len(fields) == 1:
-        return next(iter(fields.values()))
-    if kind == "per_process":
-        return {int(name): value for name, value in fields.items()}
-    return {keypath.key(name): value for name, value in fields.items()}
-
-
-def node_of(structure: Structure, path: KeyPath, depth: int) -> tuple[str, Any]:
-    """Return kind and body of a structure's container node, checked.
-
-    Raises:
-        FormatError: it is none, or nested too deep.
-    """
-    if isinstance(structure, dict) and len(structure) == 1 and depth <= 2 * MAX_DEPTH:  # pyright: ignore[reportUnknownArgumentType]
-        kind, body = next(iter(structure.items()))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-        form = _BODIES.get(kind)
-        if kind == "state" or (form is not None and isinstance(body, form)):
-            return kind, body
-    raise FormatError(f"{path or 'the root'}: malformed structure of a tree")
-
-
-_BODIES: dict[Any, type] = {
-    "dict": dict, "list": list, "tuple": list, "namedtuple": dict, "fields": dict, "per_process": dict,
-}  # fmt: skip
-
-
-def visible(
-    structure: Structure, rank: int | None = 0, *, node: Structure = None, stored: KeyPath = keypath.ROOT
-) -> Iterator[tuple[KeyPath, KeyPath]]:
-    """Yield (path as users see it, path as stored) of each leaf; they differ by the ranks of `PerProcess`.
-
-    With `rank=None` the values of all processes are yielded, under their ranks. With `node`, the part of the structure
-    that is stored at `stored`, the leaves of that part alone.
-
-    What shares the array or object of an earlier path is yielded too, with the stored path of that one.
-
-    Raises:
-        StructureError: a value was saved per process, and not for this rank.
-    """
-    yield from _visible(structure, structure if node is None else node, keypath.ROOT, stored, rank, 0, inside=False)
-
-
-def _visible(
-    root: Structure, node: Structure, path: KeyPath, stored: KeyPath, rank: int | None, depth: int, *, inside: bool
-) -> Iterator[tuple[KeyPath, KeyPath]]:
-    if isinstance(node, str):
-        node, stored = _shared(root, node, stored, inside=inside)
-        inside = True
-    if node == 0:
-        yield path, stored
-        return
-    kind, body = node_of(node, stored, depth)
-    if kind == "state":
-        yield from _visible(root, body, path, stored, rank, depth + 1, inside=inside)
-    elif kind == "per_process" and rank is not None:
-        name = _of_rank(body, rank, path)
-        yield from _visible(root, body[name], path, join(stored, name), rank, depth + 1, inside=inside)
-    else:
-        for name, item in _members(body):
-            yield from _visible(root, item, join(path, name), join(stored, name), rank, depth + 1, inside=inside)
-
-
-def _shared(root: Structure, first: KeyPath, stored: KeyPath, *, inside: bool) -> tuple[Structure, KeyPath]:
-    """Return the node that an alias names; within what was reached by an alias, it must be a leaf: else a small file
-    could stand for a tree without end."""
-    node, there = _found(root, first)
-    if inside and node != 0:
-        raise FormatError(f"{stored}: a shared object within a shared object")
-    return node, there
-
-
-def _of_rank(body: dict[str, Structure], rank: int, path: KeyPath) -> str:
-    if str(rank) in body:
-        return str(rank)
-    raise StructureError(
-        message(
-            f"{path or 'the root'}: saved per process, without a value for this one",
-            expected=f"process {rank}",
-            found=f"processes {', '.join(body)}",
-            remedy="Run on as many processes as saved it, or put `mp.SKIP` there.",
-        )
-    )
-
-
-def _members(body: Any) -> Iterator[tuple[str, Structure]]:
-    if isinstance(body, list):
-        yield from ((str(i), item) for i, item in enumerate(body))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    else:
-        yield from body.items()
-
-
-def subtree(
-    structure: Structure, path: KeyPath, rank: int = 0, *, node: Structure = None, stored: KeyPath = keypath.ROOT
-) -> tuple[Structure, KeyPath]:
-    """Return the node at a path, and its path as stored; the ranks of `PerProcess` may be given or left out.
-
-    The path counts from `node`, the part of the structure that is stored at `stored`, when it is given.
-
-    Raises:
-        KeyError: there is no such node.
-    """
-    node = structure if node is None else node
-    rest = keypath.split(path)
-    for depth in range(4 * MAX_DEPTH):
-        if isinstance(node, str):
-            node, stored = _found(structure, node)
-        elif not rest:
-            return node, stored
-        elif node == 0:
-            break
-        else:
-            kind, body = node_of(node, stored, depth)
-            if kind == "state":
-                node = body
-                continue
-            name = rest[0]
-            if kind == "per_process" and name not in body:
-                name = _of_rank(body, rank, path)
-            else:
-                rest = rest[1:]
-            node = _member(body, name)
-            stored = join(stored, name)
-    raise KeyError(path)
-
-
-def _member(body: Any, name: str) -> Structure:
-    if isinstance(body, list):
-        if name.isdecimal() and int(name) < len(body):  # pyright: ignore[reportUnknownArgumentType]
-            return body[int(name)]  # pyright: ignore[reportUnknownVariableType]
-        raise KeyError(name)
-    return body[name]
-
-
-def _found(structure: Structure, path: KeyPath) -> tuple[Structure, KeyPath]:
-    """Return the node that an alias names, by its stored path."""
-    node = structure
-    for name in keypath.split(path):
-        kind, body = node_of(node, path, 0)
-        while kind == "state":
-            kind, body = node_of(body, path, 0)
-        try:
-            node = _member(body, name)
-        except KeyError:
-            raise FormatError(f"the structure shares {path!r}, which is not there") from None
-    if isinstance(node, str):
-        raise FormatError(f"the structure shares {path!r}, which is itself shared")
-    return node, path
+    kind = cast("type[object]", type(value))
+    parameters = getattr(kind, "__dataclass_params__", None)
+    return bool(getattr(parameters, "frozen", False)) or kind.__setattr__.__name__ == "_frozen_setattrs"
