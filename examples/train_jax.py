@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train with JAX, be killed at any moment, start the same command again: the numbers are the same.
 
-    python train_jax.py --root runs/jax
+    python train_jax.py --root runs/jax     # kill -9 it, start it again: the last line is always the same
 
-`kill -9` it and start it again: the last line is that of a run that was left alone. SIGTERM lets it save first; it then
-ends with exit code 75, which means: run me again.
+SIGTERM lets it save first; it then ends with exit code 75, which means: run me again.
 """
 
 from __future__ import annotations
@@ -19,22 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import milepost as mp
-
-
-class Batches:
-    """Random batches. Without its state a resumed run would see other batches than one that went on."""
-
-    def __init__(self, size: int) -> None:
-        self.random, self.size = np.random.default_rng(0), size
-
-    def __next__(self) -> Any:
-        return self.random.uniform(-1, 1, (self.size, 16)).astype(np.float32)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.random.bit_generator.state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.random.bit_generator.state = state
 
 
 def init(key: Any) -> dict[str, Any]:
@@ -57,25 +40,26 @@ def train_step(state: dict[str, Any], inputs: Any) -> tuple[dict[str, Any], Any]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser()
     parser.add_argument("--root", required=True, help="where the checkpoints go")
     parser.add_argument("--steps", type=int, default=2_000)
     args = parser.parse_args()
 
-    key, batches, start = jax.random.key(1), Batches(256), 0
+    key, start = jax.random.key(1), 0
+    random = np.random.default_rng(0)  # picks the batches: without its state a resumed run would see other ones
     with mp.Checkpointer(args.root, save="every 100 steps or 10 min, on preemption", keep="last 3") as saver:
         if last := saver.catalog.latest():  # None on the first run
             state = last.at("train").load(like=jax.eval_shape(init, key))  # shapes are enough, and no step is computed
-            last.at("data").load_into(batches)
+            last.at("data").load_into(random)
             start = last.step + 1
         else:
             state = init(key)
         for step in range(start, args.steps):
-            state, loss = train_step(state, next(batches))
+            state, loss = train_step(state, random.uniform(-1, 1, (256, 16)).astype(np.float32))
             if step % 50 == 0:
                 print(f"step {step:5}  loss {float(loss)!r}", flush=True)
             if saver.due(step, last=step == args.steps - 1):
-                saver.save(step, {"train": state, "data": mp.PerProcess(batches)}, metrics={"loss": float(loss)})
+                saver.save(step, {"train": state, "data": mp.PerProcess(random)}, metrics={"loss": float(loss)})
             if saver.stopping:  # told to stop, and saved
                 return saver.exit_code
     print("weights", hashlib.sha256(b"".join(np.asarray(w).tobytes() for w in state["weights"].values())).hexdigest())

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train with NumPy alone, be killed at any moment, start the same command again: the numbers are the same.
 
-    python train_numpy.py --root runs/numpy
+    python train_numpy.py --root runs/numpy     # kill -9 it, start it again: the last line is always the same
 
-`kill -9` it and start it again: the last line is that of a run that was left alone. SIGTERM lets it save first; it then
-ends with exit code 75, which means: run me again.
+SIGTERM lets it save first; it then ends with exit code 75, which means: run me again.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy: with other threads, sums have other last bits
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import milepost as mp  # noqa: E402
+import milepost as mp
 
 
 def data() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -51,7 +50,7 @@ def train_step(state: dict[str, Any], inputs: np.ndarray[Any, Any], wanted: np.n
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser()
     parser.add_argument("--root", required=True, help="where the checkpoints go")
     parser.add_argument("--steps", type=int, default=2_000)
     args = parser.parse_args()

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train with PyTorch, be killed at any moment, start the same command again: the numbers are the same.
 
-    python train_torch.py --root runs/torch
+    python train_torch.py --root runs/torch     # kill -9 it, start it again: the last line is always the same
 
-`kill -9` it and start it again: the last line is that of a run that was left alone. SIGTERM lets it save first; it then
-ends with exit code 75, which means: run me again.
+SIGTERM lets it save first; it then ends with exit code 75, which means: run me again.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ class Batches:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser()
     parser.add_argument("--root", required=True, help="where the checkpoints go")
     parser.add_argument("--steps", type=int, default=2_000)
     args = parser.parse_args()
@@ -56,11 +55,9 @@ def main() -> int:
     state = {"model": model, "optimizer": optimizer, "schedule": schedule, "batches": mp.PerProcess(batches)}
 
     with mp.Checkpointer(args.root, save="every 100 steps or 10 min, on preemption", keep="last 3") as saver:
-        start = 0
         if last := saver.catalog.latest():  # None on the first run
             last.load_into(state)
-            start = last.step + 1
-        for step in range(start, args.steps):
+        for step in range(last.step + 1 if last else 0, args.steps):
             inputs, wanted = next(batches)
             loss = torch.nn.functional.mse_loss(model(inputs), wanted)
             optimizer.zero_grad()

@@ -286,6 +286,13 @@ def test_a_damaged_step_is_shown_and_kept(root: Path) -> None:
     assert (root / "1").is_dir()
 
 
+def test_a_damaged_latest_is_shown_and_what_restore_falls_back_to_stays(root: Path) -> None:
+    catalog = fill(root, 1, 2, 3)
+    flip(root / "3/manifest.json", 30)
+    assert "damaged" in str(catalog)
+    assert catalog.prune("steps 77").kept == {2: "latest whole", 3: "damaged"}
+
+
 def test_a_step_that_is_being_read_is_not_pruned(root: Path) -> None:
     catalog = fill(root, 1, 2)
     with catalog[1].lease():

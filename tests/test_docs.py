@@ -2,12 +2,13 @@
 """Every Python block of README and docs runs, and every link between files leads somewhere.
 
 The blocks of a file run in order in one namespace, in an empty folder. A block whose fence follows the comment
-`<!-- not run: reason -->` is left out.
+`<!-- not run: reason -->` is left out. The `$ milepost` lines of console blocks run afterwards, in the same folder.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -15,10 +16,14 @@ from pathlib import Path
 
 import pytest
 
+import milepost as mp
+
 PROJECT = Path(__file__).parent.parent
 PAGES = sorted(PROJECT.glob("*.md")) + sorted((PROJECT / "docs").rglob("*.md"))
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)")
 _NOT_RUN = re.compile(r"^ *<!-- not run: \S.*-->$")
+_COMMAND = re.compile(r"^\$ milepost (?P<arguments>.*)$", re.MULTILINE)
+_CLI = "from milepost.cli import main; main()"
 _LINK = re.compile(r"\]\((?!\w+:)(?P<target>[^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -59,6 +64,10 @@ def test_the_python_blocks_of_a_page_run_in_order(page: Path, tmp_path: Path) ->
     )
 
     assert done.returncode == 0, f"{page_id(page)}, same line numbers:\n{done.stdout}\n{done.stderr}"
+    for match in _COMMAND.finditer(page.read_text()):
+        command = [sys.executable, "-c", _CLI, *shlex.split(match["arguments"])]
+        done = subprocess.run(command, cwd=tmp_path / "cwd", capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{match[0]}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
@@ -66,6 +75,16 @@ def test_every_link_between_files_leads_somewhere(page: Path) -> None:
     broken = [m["target"] for m in _LINK.finditer(page.read_text()) if not (page.parent / m["target"]).exists()]
 
     assert not broken
+
+
+def test_the_page_of_errors_lists_every_class_and_code(project: Path) -> None:
+    page = (project / "docs" / "guide" / "errors.md").read_text()
+    classes = {kind.__name__ for kind in vars(mp).values() if isinstance(kind, type) and issubclass(kind, Exception)}
+    sources = "".join(path.read_text() for path in (project / "src" / "milepost").rglob("*.py"))
+    codes = set(re.findall(r'\bcode ?= ?"(\w+)"', sources))
+
+    assert set(re.findall(r"^#+ (\w+Error)$", page, re.MULTILINE)) == classes - {"CheckpointError"}
+    assert sorted(code for code in codes - {"error"} if f"`{code}`" not in page) == []
 
 
 def test_ci_runs_what_readme_tells_people_to_run(project: Path) -> None:

@@ -323,9 +323,13 @@ class Catalog(Mapping[int, Checkpoint]):
         for checkpoint in whole:
             for pin in checkpoint.info.pins:
                 _add(kept, checkpoint.step, f'pinned "{pin}"')
-        latest = self._root.latest([slot for slots in self._slots.values() for slot in slots], self._head)
-        if latest is not None:
-            kept[latest[0].step] = " · ".join(filter(None, ["latest", kept.get(latest[0].step, "")]))
+        try:
+            latest = self._root.latest([slot for slots in self._slots.values() for slot in slots], self._head)
+        except CorruptionError:  # what `restore` falls back to stays in its place, whatever the policy says
+            kept.update((c.step, kept.get(c.step, "latest whole")) for c in whole[-1:])
+        else:
+            if latest is not None:
+                kept[latest[0].step] = " · ".join(filter(None, ["latest", kept.get(latest[0].step, "")]))
         there = set(self)
         for step in there.difference(checkpoint.step for checkpoint in whole):
             kept[step] = "damaged"

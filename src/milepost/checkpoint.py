@@ -10,13 +10,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar, final
+from typing import Any, Literal, TypeVar, cast, final
 
 import xxhash
 
 from milepost.diff import Diff, compared
 from milepost.engine.commit import Root
-from milepost.engine.place import Options, Stored, load_into, load_like, load_plain
+from milepost.engine.fit import Options
+from milepost.engine.place import load_into, load_like, load_plain
+from milepost.engine.stored import Stored
 from milepost.engine.transfer import Damage
 from milepost.errors import CheckpointError, CorruptionError, FormatError, NotFoundError, folded, message
 from milepost.leafref import LeafRef, Leaves, Opened
@@ -74,7 +76,7 @@ class Checkpoint:
     @property
     def created(self) -> dt.datetime:
         """When it was committed, UTC by the writer's clock."""
-        return dt.datetime.fromisoformat(self._opened.manifest.time)
+        return fmt.time_of(self._opened.manifest.time)
 
     @property
     def reason(self) -> str:
@@ -322,13 +324,14 @@ def _merged(first: Any, later: list[Any]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for data in [first, *later]:
         if data:
-            result.update(decode(data))
+            said = decode(data)
+            if not isinstance(said, dict):
+                raise FormatError(f"{str(data)[:80]} in a record is no object of metrics or metadata")
+            result.update(cast("dict[str, Any]", said))
     return result
 
 
-def _damage(
-    checkpoint: Checkpoint, deep: bool, progress: Callable[[int], None] | None
-) -> tuple[list[Damage], int]:
+def _damage(checkpoint: Checkpoint, deep: bool, progress: Callable[[int], None] | None) -> tuple[list[Damage], int]:
     opened = checkpoint._opened  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     root, slot, step = opened.root, opened.slot, opened.slot.step
     damaged: list[Damage] = []
@@ -353,6 +356,9 @@ def _damage(
         if pack.name not in missing:
             damaged += _header_damage(root, slot, pack)
     for path, array in stored.table.arrays.items():
+        if wrong := stored.source.flaw(array):
+            damaged.append(Damage(step, path, fmt.LEAVES, 0, 0, "boxes that make up the leaf", wrong))
+            continue
         for box in array.boxes:
             if stored.table.packs[box.pack].name not in missing:
                 damaged += stored.source.check_box(path, box, progress)

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast, final
 import numpy as np
 
 from milepost.adapters import Array
-from milepost.engine.place import Stored
+from milepost.engine.stored import Stored
 from milepost.model.format import StoredArray
 from milepost.model.keypath import KeyPath
 from milepost.model.leaf import LeafSpec

@@ -12,7 +12,7 @@ import numpy as np
 
 from milepost.adapters import Array
 from milepost.engine.commit import Root
-from milepost.engine.place import Stored
+from milepost.engine.stored import Stored
 from milepost.engine.transfer import Source
 from milepost.errors import folded
 from milepost.model import keypath

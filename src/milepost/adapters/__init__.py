@@ -12,7 +12,7 @@ import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, final
+from typing import Any, Protocol, cast, final
 
 import numpy as np
 
@@ -123,7 +123,8 @@ def flat_bytes(array: Array) -> memoryview:
     """Return the memory of a C-contiguous array, without a copy."""
     if not array.nbytes:
         return memoryview(b"")
-    return memoryview(array.reshape(-1).view(np.uint8) if array.ndim != 1 or array.dtype != np.uint8 else array)
+    data: Any = array if array.ndim == 1 and array.dtype == np.uint8 else array.reshape(-1).view(np.uint8)
+    return memoryview(data)
 
 
 _FRAMEWORKS = ("numpy", "jax", "torch")
@@ -145,7 +146,7 @@ def adapter_named(name: str) -> Adapter | None:
 
 def adapter_of(value: Any) -> Adapter | None:
     """Return the adapter that owns the value, None when it is no array."""
-    kind = type(value)
+    kind = cast("type[object]", type(value))
     try:
         return _by_type[kind]
     except KeyError:
@@ -168,7 +169,7 @@ def provider_of(value: Any) -> StateProvider | None:
     """Return the provider for an object with state, None when it has none."""
     for name in _FRAMEWORKS:
         adapter_named(name)  # their modules register providers
-    kind = type(value)
+    kind = cast("type[object]", type(value))
     try:
         return _provider_by_type[kind]
     except KeyError:
@@ -196,7 +197,8 @@ class Classifier:
 
 def _both(value: Any, *names: str) -> bool:
     # Asked of the type: proxies and mappings with `__getattr__` answer to every name.
-    return not isinstance(value, type) and all(callable(getattr(type(value), name, None)) for name in names)
+    kind = cast("type[object]", type(value))
+    return not isinstance(value, type) and all(callable(getattr(kind, name, None)) for name in names)
 
 
 @final

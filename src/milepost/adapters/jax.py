@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any, final
 
-import jax
+import jax as jax_module
 import numpy as np
 
 from milepost.adapters import Array, Piece, Read, array_bytes
 from milepost.errors import StructureError, UnsupportedLeafError, message
-from milepost.model.leaf import KEY_WORDS, Box, LeafSpec, data_spec, dtype_name
+from milepost.model.leaf import KEY_WORDS, Box, LeafSpec, data_spec, dtype_info, dtype_name
+
+jax: Any = jax_module  # its annotations differ from release to release
 
 
 def _is_key(value: Any) -> bool:
-    return jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+    return not isinstance(value.dtype, np.dtype) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def _impl(value: Any) -> str:
@@ -31,7 +33,7 @@ def _impl(value: Any) -> str:
         names.append(str(jax.random.key_impl(key)))
         return key
 
-    jax.eval_shape(ask, value)
+    jax.eval_shape(ask, jax.ShapeDtypeStruct(value.shape, value.dtype))
     return names[0]
 
 
@@ -48,10 +50,6 @@ class JaxAdapter:
     def spec(self, array: Any) -> LeafSpec:
         if isinstance(array, jax.core.Tracer):
             raise UnsupportedLeafError("a traced value has no data\n  Save outside of `jax.jit` and the like.")
-        if isinstance(array, jax.Array) and array.is_deleted():
-            raise UnsupportedLeafError(
-                "the array was deleted or donated\n  Save before the call that donates it, or save its result."
-            )
         if not _is_key(array):
             return LeafSpec("array", dtype_name(np.dtype(array.dtype)), tuple(array.shape))
         impl = _impl(array)
@@ -70,7 +68,13 @@ class JaxAdapter:
         return id(array)
 
     def pieces(self, array: Any) -> Sequence[Piece]:
+        if array.is_deleted():
+            raise UnsupportedLeafError(
+                "the array was deleted or donated\n  Save before the call that donates it, or save its result."
+            )
         data: Any = jax.random.key_data(array) if _is_key(array) else array
+        if len(data.sharding.device_set) == 1 and data.is_fully_addressable:
+            return [Piece(Box.whole(data.shape), data)]
         return [
             Piece(Box.of_slices(shard.index, data.shape), shard.data, shard.replica_id)
             for shard in data.addressable_shards
@@ -85,6 +89,7 @@ class JaxAdapter:
         return array_bytes(np.asarray(piece.handle), out)
 
     def place(self, like: Any, spec: LeafSpec, read: Read) -> Any:
+        self.check_like(like, spec)
         data = data_spec(spec)
         sharding = _sharding(like)
         boxes: dict[Box, Array] = {}
@@ -99,20 +104,45 @@ class JaxAdapter:
         if sharding is None:
             array = jax.device_put(read(Box.whole(data.shape)))
         else:
-            array = jax.make_array_from_callback(data.shape, sharding, block)
-        if dtype_name(np.dtype(array.dtype)) != data.dtype:
+            # Where none of its devices is this process's, nothing else tells the dtype.
+            told = {} if sharding.addressable_devices else {"dtype": dtype_info(data.dtype).numpy}
+            array = jax.make_array_from_callback(data.shape, sharding, block, **told)
+        if spec.kind == "key":
+            return jax.random.wrap_key_data(array, impl=spec.dtype[4:-1])
+        if getattr(like, "weak_type", False) and not data.shape and array.is_fully_addressable:
+            weak: Any = jax.numpy.asarray(array.item())  # a Python scalar's array is the only weak one to be made
+            weak = weak if sharding is None else jax.device_put(weak, sharding)
+            return weak if weak.dtype == array.dtype else array
+        return array
+
+    def check_like(self, like: Any, spec: LeafSpec) -> None:
+        data = data_spec(spec)
+        dtype = dtype_info(data.dtype).numpy
+        try:
+            held = np.dtype(jax.dtypes.canonicalize_dtype(dtype))
+        except TypeError:
+            raise StructureError(
+                f'JAX has no {data.dtype}\n  Give a NumPy or PyTorch `like` there, or a JAX one with dtype="cast".'
+            ) from None
+        if held != dtype:
             raise StructureError(
                 f"JAX holds no {data.dtype} in its 32-bit mode\n"
                 '  Set `jax.config.update("jax_enable_x64", True)`, or give a 32-bit `like` with dtype="cast".'
             )
-        if spec.kind == "key":
-            return jax.random.wrap_key_data(array, impl=spec.dtype[4:-1])
-        if getattr(like, "weak_type", False) and not data.shape:
-            weak = jax.numpy.asarray(array.item())  # a Python scalar's array is the only weakly typed one to be made
-            return weak if weak.dtype == array.dtype else array
-        return array
+        sharding = _sharding(like)
+        if sharding is not None:
+            try:
+                sharding.shard_shape(data.shape)
+            except ValueError as error:
+                raise StructureError(
+                    f"the sharding of `like` does not divide {spec}: {error}\n"
+                    "  Give that leaf of `like` a sharding that divides its shape."
+                ) from error
 
-    def fill(self, target: Any, spec: LeafSpec, read: Read) -> bool:
+    def fill(self, target: Any, spec: LeafSpec, read: Read) -> None:
+        raise AssertionError("arrays of JAX never change")
+
+    def fillable(self, array: Any) -> bool:
         return False
 
     def abstract(self, value: Any) -> bool:
@@ -124,15 +154,15 @@ def _sharding(like: Any) -> Any:
     sharding = getattr(like, "sharding", None)
     if sharding is None or (isinstance(like, jax.Array) and not like.committed):
         return None
-    if isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh):
-        mesh = jax.sharding.get_mesh()
-        if mesh.empty:
-            raise StructureError(
-                "the shardings of `like` name a mesh without devices (`jax.eval_shape` keeps only its shape)\n"
-                "  Load within `jax.set_mesh(mesh)`, or give `ShapeDtypeStruct`s with a `NamedSharding` of a mesh."
-            )
-        return jax.sharding.NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
-    return sharding
+    if not isinstance(getattr(sharding, "mesh", None), jax.sharding.AbstractMesh):
+        return sharding
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or mesh.abstract_mesh != sharding.mesh:
+        raise StructureError(
+            "the shardings of `like` name a mesh without devices (`jax.eval_shape` keeps only its shape)\n"
+            "  Load within `jax.set_mesh(mesh)`, or give `ShapeDtypeStruct`s with a `NamedSharding` of a mesh."
+        )
+    return jax.sharding.NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
 
 
 ADAPTER = JaxAdapter()

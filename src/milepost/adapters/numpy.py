@@ -12,7 +12,6 @@ from milepost.adapters import Array, Piece, Read, array_bytes, register_provider
 from milepost.errors import UnsupportedLeafError
 from milepost.model.leaf import Box, LeafSpec, dtype_name
 
-
 # Subclasses of others hold more than their memory: a mask, a unit.
 _PLAIN = (np.ndarray, np.memmap, np.recarray)
 
@@ -29,7 +28,9 @@ class NumpyAdapter:
 
     def spec(self, array: Array) -> LeafSpec:
         if type(array) not in _PLAIN:
-            what = "Save its `.data` and `.mask`." if isinstance(array, np.ma.MaskedArray) else "Save `np.asarray` of it."
+            what = (
+                "Save its `.data` and `.mask`." if isinstance(array, np.ma.MaskedArray) else "Save `np.asarray` of it."
+            )
             kind = type(array)
             raise UnsupportedLeafError(f"a {kind.__module__}.{kind.__qualname__} cannot be stored\n  {what}")
         return LeafSpec("array", dtype_name(array.dtype), array.shape)
@@ -94,7 +95,8 @@ class _Generator:
         else:
             entropy = seeds["entropy"]
             seeds["entropy"] = [int(word) for word in entropy] if isinstance(entropy, np.ndarray) else entropy
-            value.bit_generator.__setstate__((state, np.random.SeedSequence(**seeds)))
+            generator: Any = value.bit_generator
+            generator.__setstate__((state, np.random.SeedSequence(**seeds)))
 
 
 @final

@@ -6,14 +6,15 @@ Run here on CPU tensors only; other devices go through `Tensor.copy_`, by PyTorc
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any, final
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, cast, final
 
 import numpy as np
 import torch
 
 from milepost.adapters import Array, Piece, Read, flat_bytes, register_provider
-from milepost.errors import UnsupportedLeafError
+from milepost.errors import StructureError, UnsupportedLeafError
 from milepost.model.leaf import Box, LeafSpec, dtype_info
 
 _NAMES: dict[torch.dtype, str] = {
@@ -27,14 +28,14 @@ _NAMES: dict[torch.dtype, str] = {
 }  # fmt: skip
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 # What NumPy has no dtype for is moved as integers of the same size.
-_MOVERS = {1: (torch.uint8, np.uint8), 2: (torch.int16, np.int16), 4: (torch.int32, np.int32), 8: (torch.int64, np.int64)}
+_MOVERS: dict[int, tuple[torch.dtype, Any]] = {
+    1: (torch.uint8, np.uint8), 2: (torch.int16, np.int16), 4: (torch.int32, np.int32), 8: (torch.int64, np.int64),
+    16: (torch.complex128, np.complex128),
+}  # fmt: skip
 
 
-def _movable(tensor: torch.Tensor) -> tuple[torch.Tensor, type[Any]]:
-    if tensor.dtype == torch.complex128:
-        return tensor, np.complex128
-    mover, dtype = _MOVERS[tensor.element_size()]
-    return tensor.view(mover), dtype
+def _movable(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(_MOVERS[tensor.element_size()][0])
 
 
 def _refusal(tensor: torch.Tensor) -> str:
@@ -47,11 +48,22 @@ def _refusal(tensor: torch.Tensor) -> str:
         return "a quantized tensor\n  Save its `int_repr()`, `q_scale()` and `q_zero_point()`, or `dequantize()`."
     if tensor.is_nested:
         return "a nested tensor\n  Save the list from `unbind()`."
+    if isinstance(tensor, torch.nn.UninitializedParameter | torch.nn.UninitializedBuffer):
+        return "a parameter without a shape yet\n  Run the lazy module once before."
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         return f"a tensor subclass {type(tensor).__name__}\n  Save the plain tensors that it is made of."
     if tensor.dtype not in _NAMES:
         return f"a tensor of {tensor.dtype}\n  Convert it to one of {', '.join(_DTYPES)}."
+    if _address(tensor) is None:
+        return "a tensor of a transform such as `torch.func.vmap`\n  Save outside of the transform."
     return ""
+
+
+def _address(tensor: torch.Tensor) -> int | None:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # a wrapper without memory of its own
+        return None
 
 
 @final
@@ -73,8 +85,8 @@ class TorchAdapter:
     def identity(self, array: torch.Tensor) -> Hashable | None:
         if _refusal(array) or array.is_meta or not array.numel():
             return None
-        address = array.untyped_storage().data_ptr()
-        return address, array.storage_offset(), array.shape, array.stride(), array.dtype, array.device, array.is_conj()
+        strides, bits = array.stride(), (array.is_conj(), array.is_neg())
+        return _address(array), array.storage_offset(), array.shape, strides, array.dtype, array.device, bits
 
     def pieces(self, array: torch.Tensor) -> Sequence[Piece]:
         return [Piece(Box.whole(tuple(array.shape)), array)]
@@ -83,37 +95,46 @@ class TorchAdapter:
         pass
 
     def capture(self, piece: Piece, out: memoryview | None) -> memoryview:
-        tensor: torch.Tensor = piece.handle.detach().resolve_conj().resolve_neg()
+        source = _movable(piece.handle.detach().resolve_conj().resolve_neg())
         if out is None:
-            source, _ = _movable(tensor.cpu().contiguous())
-            return flat_bytes(source.numpy())
-        if tensor.numel():
-            source, _ = _movable(tensor)
+            return flat_bytes(source.cpu().contiguous().numpy())
+        if source.numel():
             torch.frombuffer(out, dtype=source.dtype).view(source.shape).copy_(source)
         return out
 
     def place(self, like: Any, spec: LeafSpec, read: Read) -> torch.Tensor:
-        data = read(Box.whole(spec.shape))
-        tensor = _tensor(data, _DTYPES[spec.dtype])
+        tensor = _tensor(read(Box.whole(spec.shape)), _DTYPES[spec.dtype])
         if like is None:
             return tensor
-        if not like.is_meta and not like.is_contiguous():
-            tensor = torch.empty_like(like, dtype=tensor.dtype, device="cpu", requires_grad=False).copy_(tensor)
         if not like.is_meta:
+            if not like.is_contiguous():
+                dense = torch.empty_like(like, dtype=tensor.dtype, device="cpu", requires_grad=False)
+                _movable(dense).copy_(_movable(tensor))
+                tensor = dense
             tensor = tensor.to(like.device)
         if isinstance(like, torch.nn.Parameter):
             return torch.nn.Parameter(tensor, requires_grad=like.requires_grad)
+        if isinstance(like, torch.nn.Buffer):
+            return torch.nn.Buffer(tensor, persistent=getattr(like, "persistent", True))
         return tensor.requires_grad_(like.requires_grad)
 
-    def fill(self, target: torch.Tensor, spec: LeafSpec, read: Read) -> bool:
+    def check_like(self, like: Any, spec: LeafSpec) -> None:
+        if spec.dtype not in _DTYPES:
+            raise StructureError(f"PyTorch has no {spec.dtype}\n  Give a NumPy `like` there.")
+
+    def fill(self, target: torch.Tensor, spec: LeafSpec, read: Read) -> None:
         plain = target.detach()
-        if plain.device.type == "cpu" and plain.is_contiguous() and not plain.is_conj() and not plain.is_neg():
-            info = dtype_info(spec.dtype)
-            movable, _ = _movable(plain)
-            read(Box.whole(spec.shape), movable.numpy().view(info.numpy).reshape(spec.shape))
-        else:
+        if plain.is_conj() or plain.is_neg():
             plain.copy_(_tensor(read(Box.whole(spec.shape)), _DTYPES[spec.dtype]))
-        return True
+            return
+        memory = _movable(plain)
+        if plain.device.type == "cpu" and plain.is_contiguous():
+            read(Box.whole(spec.shape), memory.numpy().view(dtype_info(spec.dtype).numpy).reshape(spec.shape))
+        else:
+            memory.copy_(_movable(_tensor(read(Box.whole(spec.shape)), _DTYPES[spec.dtype])))
+
+    def fillable(self, array: torch.Tensor) -> bool:
+        return not array.is_meta
 
     def abstract(self, value: Any) -> bool:
         return value.is_meta
@@ -122,10 +143,9 @@ class TorchAdapter:
 def _tensor(data: Array, dtype: torch.dtype) -> torch.Tensor:
     if not data.size:
         return torch.empty(data.shape, dtype=dtype)
-    if dtype == torch.complex128:
-        return torch.from_numpy(data)
-    _, mover = _MOVERS[data.itemsize]
-    return torch.from_numpy(data.view(mover).reshape(data.shape)).view(dtype)
+    memory: Any = data.view(_MOVERS[data.itemsize][1]).reshape(data.shape)
+    tensor: torch.Tensor = torch.from_numpy(memory)  # pyright: ignore[reportUnknownMemberType]
+    return tensor.view(dtype)
 
 
 ADAPTER = TorchAdapter()
@@ -142,15 +162,10 @@ class _Module:
         return isinstance(value, torch.nn.Module)
 
     def tree(self, value: torch.nn.Module) -> Any:
-        return dict(value.state_dict())
+        return value.state_dict()
 
     def restore(self, value: torch.nn.Module, tree: Any) -> None:
-        state = value.state_dict()
-        metadata = getattr(state, "_metadata", None)
-        state.update(tree)
-        if metadata is not None:
-            state._metadata = metadata  # pyright: ignore[reportAttributeAccessIssue] what load_state_dict looks for
-        value.load_state_dict(state)
+        value.load_state_dict(tree)
 
 
 @final
@@ -171,11 +186,68 @@ class _Optimizer:
         parameters = [parameter for group in value.param_groups for parameter in group["params"]]
         indices = [index for group in tree["param_groups"] for index in group["params"]]
         for index, parameter in zip(indices, parameters, strict=True):
-            for name, saved in tree["state"].get(index, {}).items():
-                now = value.state[parameter].get(name)
-                if isinstance(now, torch.Tensor) and isinstance(saved, torch.Tensor) and now.dtype != saved.dtype:
-                    value.state[parameter][name] = saved.to(now.device)
+            if index in tree["state"]:
+                value.state[parameter] = _as_saved(value.state[parameter], tree["state"][index])
 
 
-register_provider(_Optimizer())
-register_provider(_Module())
+def _as_saved(now: Any, saved: Any) -> Any:
+    """Return the present state with each tensor that was cast replaced by the saved one."""
+    if isinstance(now, torch.Tensor) and isinstance(saved, torch.Tensor):
+        return saved.to(now.device) if now.dtype != saved.dtype else now
+    return _merged(now, saved, _as_saved, default=now)
+
+
+def _merged(shape: Any, other: Any, join: Callable[[Any, Any], Any], default: Any) -> Any:
+    """Return two dicts, or lists of one length, joined item by item, like the first; else the default."""
+    if isinstance(shape, dict) and isinstance(other, dict):
+        items = cast("dict[Any, Any]", other)
+        return {key: join(value, items.get(key)) for key, value in cast("dict[Any, Any]", shape).items()}
+    if isinstance(shape, list) and isinstance(other, list):
+        left, right = cast("list[Any]", shape), cast("list[Any]", other)
+        return [join(*pair) for pair in zip(left, right, strict=True)] if len(left) == len(right) else default
+    return default
+
+
+@final
+class _Scheduler:
+    """Schedulers: their state holds a `Counter`, which is a dict in a checkpoint, and is to be one again."""
+
+    by_leaf = False
+    by_value = False
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, torch.optim.lr_scheduler.LRScheduler)
+
+    def tree(self, value: Any) -> Any:
+        return value.state_dict()
+
+    def restore(self, value: Any, tree: Any) -> None:
+        value.load_state_dict(_counted(tree, value.state_dict()))
+
+
+def _counted(saved: Any, present: Any) -> Any:
+    """Return the saved state with a `Counter` wherever there is one at present."""
+    if isinstance(present, Counter) and isinstance(saved, dict):
+        return Counter(cast("dict[Any, int]", saved))
+    return _merged(saved, present, _counted, default=saved)
+
+
+@final
+class _Generator:
+    """`torch.Generator`: its state is one tensor of bytes."""
+
+    by_leaf = False
+    by_value = True
+
+    def owns(self, value: Any) -> bool:
+        return isinstance(value, torch.Generator)
+
+    def tree(self, value: torch.Generator) -> Any:
+        return value.get_state()
+
+    def restore(self, value: torch.Generator, tree: Any) -> None:
+        value.set_state(tree)
+
+
+for _provider in (_Generator(), _Scheduler(), _Optimizer(), _Module()):
+    register_provider(_provider)

@@ -21,11 +21,11 @@ from typing import final
 import milepost as mp
 from milepost.demo.model import FRAMEWORKS, LAYERS
 
-STEPS = 600
+STEPS, KILL_AT = 600, 350
 # Slow enough that a save takes a third of a second, in which it can be killed.
 _BYTES_PER_S = 2_700_000
 _CALM, _KILLED = "uninterrupted", "interrupted"
-_FIRST_KILL, _SAVE_EVERY = 350, 50
+_SAVE_EVERY = 50
 
 
 class Broken(Exception):
@@ -170,7 +170,7 @@ def _train(stage: Stage) -> list[str]:
 
 def _kill(stage: Stage) -> None:
     _act(2, "The same program with a root of its own, and SIGKILL while a save is half written.")
-    for step in range(_FIRST_KILL, STEPS, _SAVE_EVERY):
+    for step in range(KILL_AT, STEPS + 1, _SAVE_EVERY):
         found = _killed_while_saving(stage, step)
         if found is not None:
             break

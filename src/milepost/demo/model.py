@@ -32,18 +32,3 @@ class Model(Protocol):
     def weights(self) -> dict[str, Array]:
         """Return the weights by name, to be compared with those of another run."""
         ...
-
-
-def model_of(framework: str, seed: int) -> Model:
-    """Return a new model; only its own framework is imported."""
-    if framework == "torch":
-        from milepost.demo.mlp_torch import TorchMlp
-
-        return TorchMlp(seed)
-    if framework == "jax":
-        from milepost.demo.mlp_jax import JaxMlp
-
-        return JaxMlp(seed)
-    from milepost.demo.mlp_numpy import NumpyMlp
-
-    return NumpyMlp(seed)

@@ -14,7 +14,22 @@ import numpy as np
 
 import milepost as mp
 from milepost.demo import digits
-from milepost.demo.model import FRAMEWORKS, model_of
+from milepost.demo.model import FRAMEWORKS, Model
+
+
+def model_of(framework: str, seed: int) -> Model:
+    """Return a new model; only its own framework is imported."""
+    if framework == "torch":
+        from milepost.demo.mlp_torch import TorchMlp
+
+        return TorchMlp(seed)
+    if framework == "jax":
+        from milepost.demo.mlp_jax import JaxMlp
+
+        return JaxMlp(seed)
+    from milepost.demo.mlp_numpy import NumpyMlp
+
+    return NumpyMlp(seed)
 
 
 def train(root: str, framework: str, steps: int, bandwidth: float | None) -> int:
@@ -31,8 +46,8 @@ def train(root: str, framework: str, steps: int, bandwidth: float | None) -> int
     ) as saver:
         start = 0
         if restored := saver.catalog.restore(on_corrupt="previous"):
-            for step, error in restored.skipped:
-                say(f"step {step} is damaged at {', '.join(damage.path for damage in error.damaged)}: left out")
+            for _, error in restored.skipped:
+                say(f"{str(error).partition(':')[0]}: left out")
             restored.checkpoint.load_into(state)
             start = restored.checkpoint.step
             say(f"resumed from step {start}")

@@ -309,7 +309,12 @@ class Root:
 
 
 def open_root(
-    store: Store, *, create: bool = False, steps: StepFormat | None = None, metadata: Any = None, read_only: bool = False
+    store: Store,
+    *,
+    create: bool = False,
+    steps: StepFormat | None = None,
+    metadata: Any = None,
+    read_only: bool = False,
 ) -> Root:
     """Open a root: the records of a store.
 
@@ -332,7 +337,9 @@ def open_root(
     own = StepFormat(record.prefix, record.width)
     if steps is not None and steps != own:
         raise FormatError(
-            message(f"{store.url} names its steps otherwise", expected=steps, found=own, remedy="Leave step_format out.")
+            message(
+                f"{store.url} names its steps otherwise", expected=steps, found=own, remedy="Leave step_format out."
+            )
         )
     return Root(store, record, own)
 
@@ -440,7 +447,7 @@ def _writer_text(root: Root, epoch: int) -> str:
         record = fmt.unseal(root.store.get(_writer_key(epoch)), WriterRecord, _writer_key(epoch))
     except (NotFoundError, CorruptionError, FormatError):
         return "the other writer's record cannot be read"
-    age = (dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(record.start)).total_seconds()
+    age = (dt.datetime.now(dt.UTC) - fmt.time_of(record.start)).total_seconds()
     return f"the other is process {record.pid} on {record.host}, user {record.user}, started {max(0, age):.0f} s ago"
 
 

@@ -6,11 +6,23 @@ Nothing here touches a store, a framework or a clock, so every process that is g
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from milepost.model.format import ALIGNMENT, MAX_HEADER, StoredBox, pack_header, tensor_name
+from milepost.model.format import (
+    ALIGNMENT,
+    MAX_CUTS,
+    MAX_DIMENSIONS,
+    MAX_HEADER,
+    MAX_STEP,
+    StoredArray,
+    StoredBox,
+    pack_header,
+    tensor_name,
+)
 from milepost.model.leaf import Box, LeafSpec, dtype_info
 
 
@@ -150,3 +162,49 @@ def parts(boxes: Sequence[StoredBox], shape: tuple[int, ...], wanted: Box) -> li
         if common is not None:
             found.append(Part(box, held, common))
     return found if sum(part.wanted.size for part in found) == wanted.size else []
+
+
+def flaw(array: StoredArray, itemsize: int, packs: int) -> str:
+    """Return what is wrong with where the leaf table says that an array lies; empty when nothing is.
+
+    Nothing of a table that fails here may be read: memory would be taken by its word, or given out as it was found.
+
+    Args:
+        array: the array.
+        itemsize: bytes of an element.
+        packs: how many packs the table names.
+    """
+    shape, boxes = array.shape, array.boxes
+    whole = math.prod(size for size in shape if size) * itemsize
+    if len(shape) > MAX_DIMENSIONS or min(shape, default=0) < 0 or whole > MAX_STEP:
+        return "its shape is none"
+    for box in boxes:
+        start, size = ((0,) * len(shape), shape) if box.start is None or box.shape is None else (box.start, box.shape)
+        if not len(start) == len(size) == len(shape):
+            return "a box has other dimensions than the array"
+        if any(a < 0 or n < 0 or a + n > end for a, n, end in zip(start, size, shape, strict=True)):
+            return "a box lies outside of the array"
+        if box.nbytes != math.prod(size) * itemsize:
+            return f"{math.prod(size) * itemsize} bytes are needed where {box.nbytes} are stored"
+        if box.offset < 0 or not 0 <= box.pack < packs:
+            return "a box lies in no pack"
+    alone = len(boxes) == 1 and boxes[0].start is None
+    return "" if alone or _tiled(boxes, shape) else "its boxes overlap, or leave something out"
+
+
+def _tiled(boxes: Sequence[StoredBox], shape: tuple[int, ...]) -> bool:
+    """Return whether the boxes cover the array, each element once.
+
+    Summed over the corners of a box with the sign of (-1)^(number of far sides), a box is known by its corners; so the
+    boxes fill the array exactly when their corners add up to its own.
+    """
+    held = [stored_box(box, shape) for box in boxes]
+    cut = [i for i, size in enumerate(shape) if any((box.start[i], box.stop[i]) != (0, size) for box in held)]
+    if len(cut) > MAX_CUTS:
+        return False
+    corners: Counter[tuple[int, ...]] = Counter()
+    for box, sign in [*((box, 1) for box in held), (Box.whole(shape), -1)]:
+        for sides in itertools.product((0, 1), repeat=len(cut)):
+            corner = tuple((box.stop if far else box.start)[i] for i, far in zip(cut, sides, strict=True))
+            corners[corner] += sign * (-1) ** sum(sides)
+    return not any(corners.values())

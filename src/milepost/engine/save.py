@@ -227,25 +227,26 @@ class _Attempt:
         reused = self._linked(self._reusable(sources, digests))
         changed = [i for i in range(len(sources)) if i not in reused]
         plans, moved = self._plans(sources, changed, reused)
-        records: list[PackRecord] = []
-        boxes: dict[int, StoredBox] = {}
+        linked_packs = {name for index, (name, _) in reused.items() if index not in moved}
+        # Oldest first, so that of two tensors of one name the last is the one that counts: who has nothing but a reader
+        # of safetensors opens the packs in order.
+        old = self.base.table.packs if self.base is not None else []
+        records = [pack for pack in old if pack.name in linked_packs]
+        numbers = {pack.name: number for number, pack in enumerate(records)}
+        boxes = {
+            index: msgspec.structs.replace(box, pack=numbers[name])
+            for index, (name, box) in reused.items()
+            if index not in moved
+        }
         pace = Pace(self.limits.bandwidth_bytes_per_s) if self.limits.bandwidth_bytes_per_s else None
         for plan in plans:
             record = self._written(plan, pace)
             for index, offset in zip(plan.members, plan.offsets, strict=True):
                 boxes[index] = _box(sources[index], len(records), offset, digests[index])
             records.append(record)
-        old_packs = {name for index, (name, _) in reused.items() if index not in moved}
-        numbers = {name: len(records) + i for i, name in enumerate(sorted(old_packs))}
-        old = {pack.name: pack for pack in self.base.table.packs} if self.base else {}
-        records += [old[name] for name in sorted(old_packs)]
-        for index, (name, box) in reused.items():
-            if index not in moved:
-                boxes[index] = msgspec.structs.replace(box, pack=numbers[name])
         table = self._table(sources, boxes, records)
         sealed, linked = self._leaves(table)
-        new = {record.name for record in records} - old_packs
-        files = [FileRecord(record.name, record.nbytes, record.name not in new) for record in records]
+        files = [FileRecord(record.name, record.nbytes, record.name in linked_packs) for record in records]
         files.append(FileRecord(fmt.LEAVES, len(sealed), linked))
         return table, sealed, files
 

@@ -13,10 +13,10 @@ from typing import Any, final
 import numpy as np
 import xxhash
 
-from milepost.engine.plan import PackPlan, Part, parts
-from milepost.errors import CorruptionError, FormatError, NotFoundError, message
+from milepost.engine.plan import PackPlan, Part, flaw, parts
+from milepost.errors import CorruptionError, FormatError, NotFoundError, StorageError, message
 from milepost.model.format import CHUNK, MANIFEST, Slot, StoredArray, StoredBox, is_pack_name
-from milepost.model.leaf import Box, dtype_info
+from milepost.model.leaf import Box, DtypeInfo, dtype_info
 from milepost.stores import Buffer, Claim, Store
 
 Array = np.ndarray[Any, Any]
@@ -136,6 +136,17 @@ class Pace:
             yield data[offset : offset + piece]
 
 
+def _empty(path: str, box: Box, dtype: np.dtype[Any]) -> Array:
+    try:
+        return np.empty(box.shape, dtype)
+    except MemoryError as error:
+        text = message(
+            f"not enough memory to read {path}: {box.size * dtype.itemsize:,} bytes",
+            remedy="Read a part of it, or map it with `lazy=True`.",
+        )
+        raise StorageError(text, code="exhausted") from error
+
+
 @final
 class Source:
     """The stored bytes of one step's leaves.
@@ -154,25 +165,25 @@ class Source:
                 raise FormatError(f"step {slot.step}: {name[:80]!r} is no name of a pack")
         self._store, self._slot, self._packs, self._damaged_packs = store, slot, packs, damaged
         self._concurrency = concurrency
+        self._sound: set[str] = set()
 
     def read(self, path: str, array: StoredArray, wanted: Box, out: Array | None = None) -> Array:
         """Return a box of a leaf in its own dtype, C-contiguous; in `out` when given.
 
         Raises:
-            CorruptionError: bytes differ from their digest, or the stored boxes do not cover the wanted one.
+            CorruptionError: bytes differ from their digest.
+            FormatError: what the leaf table says of the leaf cannot be.
+            StorageError: `exhausted`, there is not enough memory.
         """
-        info = dtype_info(array.dtype)
+        info = self._info(path, array)
         stored = info.numpy.newbyteorder("<") if info.swapped else info.numpy
-        result = np.empty(wanted.shape, stored) if out is None or info.swapped else out
+        result = _empty(path, wanted, stored) if out is None or info.swapped else out
         only = array.boxes[0] if len(array.boxes) == 1 else None
         if only is not None and only.start is None and wanted.shape == array.shape:
             if only.nbytes:  # nearly every leaf there is
                 self._span(path, only, 0, result)
         elif wanted.size:
-            found = parts(array.boxes, array.shape, wanted)
-            if not found:
-                raise CorruptionError(f"step {self._slot.step}, {path}: the stored boxes do not cover {wanted}")
-            for part in found:
+            for part in parts(array.boxes, array.shape, wanted):
                 place = part.wanted.within(wanted)
                 self._read_part(path, part, result if place.shape == wanted.shape else result[place.slices])
         if not info.swapped:
@@ -184,7 +195,7 @@ class Source:
 
     def mapped(self, path: str, array: StoredArray) -> Array:
         """Return a whole leaf as a view of the mapped file, unchecked; a copy when it is stored in several boxes."""
-        info = dtype_info(array.dtype)
+        info = self._info(path, array)
         box = array.boxes[0] if len(array.boxes) == 1 else None
         if box is None or box.start is not None or info.swapped or not box.nbytes:
             return self.read(path, array, Box.whole(array.shape))
@@ -192,6 +203,18 @@ class Source:
         if len(data) != box.nbytes:
             raise self._damaged(path, box, 0, box.nbytes, f"{box.nbytes} bytes", f"{len(data)} bytes")
         return np.frombuffer(data, info.numpy).reshape(array.shape)
+
+    def flaw(self, array: StoredArray) -> str:
+        """Return what is wrong with where the leaf table says that an array lies; empty when nothing is."""
+        return flaw(array, dtype_info(array.dtype).itemsize, len(self._packs))
+
+    def _info(self, path: str, array: StoredArray) -> DtypeInfo:
+        info = dtype_info(array.dtype)
+        if path not in self._sound:
+            if wrong := self.flaw(array):
+                raise FormatError(f"step {self._slot.step}, {path or 'the root'}: the leaf table is malformed: {wrong}")
+            self._sound.add(path)
+        return info
 
     def check_box(self, path: str, box: StoredBox, progress: Callable[[int], None] | None = None) -> list[Damage]:
         """Return what is damaged in a stored box, reading all of it; `progress` is told the bytes of each chunk."""

@@ -7,6 +7,7 @@ bytes before that member; packs are plain safetensors.
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
 import math
@@ -37,6 +38,9 @@ MAX_RECORD = 64 << 20
 MAX_LEAVES = 2 << 30
 # safetensors refuses headers over 100 MB (its README, "Format"); packs are split well before.
 MAX_HEADER = 64 << 20
+# NumPy's own limit, and more than any mesh has.
+MAX_DIMENSIONS = 64
+MAX_CUTS = 8
 
 _TRAILER = re.compile(rb',"digest":"sha256:([0-9a-f]{64})"\}\n\Z')
 _TRAILER_LENGTH = len(',"digest":"sha256:') + 64 + len('"}\n')
@@ -51,7 +55,7 @@ class RootRecord(msgspec.Struct, frozen=True, kw_only=True):
     created: str
     prefix: str = ""
     width: int = 0
-    metadata: Any = None
+    metadata: dict[str, Any] | None = None
 
 
 class WriterRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,8 +98,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     parent: str | None
     time: str
     reason: str
-    metrics: Any
-    metadata: Any
+    metrics: dict[str, Any]
+    metadata: dict[str, Any]
     versions: dict[str, str]
     world: int
     nbytes: int
@@ -111,8 +115,8 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     format: str
     checkpoint: str
     time: str
-    metrics: Any = None
-    metadata: Any = None
+    metrics: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
     pin: str | None = None
     unpin: str | None = None
 
@@ -217,6 +221,18 @@ def unseal(data: bytes | memoryview, kind: type[Record], where: str) -> Record:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FormatError(f"{where} is no {kind.__name__} of format {FORMAT}: {error}") from error
+
+
+def time_of(text: str) -> dt.datetime:
+    """Return the time that a record gives.
+
+    Raises:
+        FormatError: it is none.
+    """
+    try:
+        return dt.datetime.fromisoformat(text).astimezone(dt.UTC)
+    except (ValueError, OverflowError) as error:
+        raise FormatError(f"{text[:80]!r} in a record is no time") from error
 
 
 def digest_of(data: bytes) -> str | None:

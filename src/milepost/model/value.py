@@ -50,6 +50,16 @@ def value_spec(value: object) -> LeafSpec | None:
     return None if name is None else LeafSpec("value", name)
 
 
+def data_type(data: Any) -> str:
+    """Return the name of the type of a value from its JSON data, `unknown` when it is nothing that `encode` makes."""
+    if not isinstance(data, dict):
+        return _EXACT.get(cast("type[object]", type(data)), "unknown")
+    tag, body = next(iter(cast("dict[str, Any]", data).items()), ("", None))
+    if tag == "$numpy" and isinstance(body, list) and isinstance(body[0], str):
+        return body[0]
+    return tag[1:] if tag in _DECODERS else "unknown"
+
+
 def encode(value: object) -> Any:
     """Return the JSON data of a value, or of dicts, lists, tuples and small arrays of values (metadata).
 

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`milepost demo` keeps what it promises, and says so when it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import milepost as mp
+from milepost.demo import acts, digits, run
+
+
+def test_the_demo_is_killed_and_damaged_and_ends_bit_for_bit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept"
+
+    assert run(keep=str(kept)) == 0
+
+    said = capsys.readouterr().out
+    assert said.count("BIT-EXACT") == 2
+    assert "350    –" in said
+    assert "incomplete – ignored by resume" in said
+    assert "resumed from step 300\n" in said
+    assert "600  DAMAGED  model/weights/w2" in said
+    assert "resumed from step 550\n" in said
+    assert "no difference" in said
+    assert {path.name for path in kept.iterdir()} == {"interrupted", "uninterrupted"}
+    latest = mp.open(kept / "interrupted").latest()
+    assert latest is not None
+    assert latest.metrics["accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("framework", ["torch", "jax"])
+def test_the_demo_plays_with_every_framework(
+    framework: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acts, "STEPS", 200)  # the same acts, shorter
+    monkeypatch.setattr(acts, "KILL_AT", 100)
+
+    assert run(framework) == 0
+
+    assert capsys.readouterr().out.count("BIT-EXACT") == 2
+
+
+def test_a_broken_promise_is_said_and_is_the_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acts, "STEPS", 50)  # over before it can be killed
+
+    assert run() == 1
+
+    assert "NOT AS PROMISED: no save could be killed" in capsys.readouterr().out
+
+
+def test_the_demo_leaves_a_folder_that_is_in_use_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("precious")
+
+    assert run(keep=str(tmp_path)) == 1
+
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert "Name a new folder" in capsys.readouterr().out
+
+
+def test_a_framework_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("fortran") == 1
+    assert "choose one of numpy, torch, jax" in capsys.readouterr().out
+
+
+def test_the_digits_are_those_of_the_data_set() -> None:
+    training, held_out = digits.load()
+
+    labels = np.concatenate([training.labels, held_out.labels])
+    assert len(training) + len(held_out) == 1_797
+    assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert training.images[0, :8].tolist() == [0, 0, 5 / 16, 13 / 16, 9 / 16, 1 / 16, 0, 0]
+    assert (training.images.min(), training.images.max()) == (0, 1)
+
+
+def test_a_resumed_loader_gives_the_batches_that_an_uninterrupted_one_gives() -> None:
+    training, _ = digits.load()
+    one, other = digits.Batches(training, size=50, seed=1), digits.Batches(training, size=50, seed=2)
+    for _ in range(47):  # into the second epoch
+        next(one)
+
+    other.load_state_dict(one.state_dict())
+
+    for _ in range(60):
+        for left, right in zip(next(one), next(other), strict=True):
+            np.testing.assert_array_equal(left, right)
