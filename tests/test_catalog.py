@@ -225,6 +225,24 @@ def test_a_damaged_latest_is_raised_or_walked_back_from_but_never_taken_in_silen
     assert (restored.checkpoint.step, [step for step, _ in restored.skipped]) == (5, [9])
 
 
+def test_restore_into_restores_in_place_from_the_last_good_step(root: Path) -> None:
+    catalog = fill(root, 1, 5, 9)
+    flip(pack_of(root, 9))
+    target = tree(0)
+    with pytest.raises(ValueError, match="not both"):
+        catalog.restore(target, into=target)
+    with pytest.warns(RuntimeWarning, match="going back"):
+        restored = catalog.restore(into=target, on_corrupt="previous")
+    assert restored is not None
+    assert restored.tree is target
+    assert (target["step"], target["model"]["w"][0, 0]) == (5, 5.0)
+
+
+def test_a_keep_policy_without_a_phrase_claims_no_reasons(root: Path) -> None:
+    fill(root, 1, 2, keep=mp.Best(lambda metrics: metrics["loss"], mode="min"))
+    assert [row.kept_because for row in rows(mp.open(root))] == ["latest", ""]
+
+
 def test_a_damaged_manifest_is_walked_back_from_too(root: Path) -> None:
     catalog = fill(root, 1, 5)
     flip(root / "5/manifest.json", 30)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runs import COMMAND, as_json, child, make_run, milepost, on_terminal
 
 import milepost as mp
+from cli_runs import COMMAND, as_json, child, flip_a_byte, make_run, milepost, on_terminal
 from milepost.cli.change import Agreed
 from milepost.policy import Latest, Saved
 
@@ -168,6 +168,14 @@ def test_a_pin_that_is_not_there_is_told_with_those_that_are(root: Path) -> None
 
     assert result.exit_code == 12
     assert "There are: mine." in result.stderr
+
+
+def test_a_pin_can_be_taken_away_when_another_step_is_damaged(root: Path) -> None:
+    mp.open(root).pin(200, "mine")
+    flip_a_byte(root / "100" / "manifest.json", 30)
+
+    assert milepost("unpin", root, "mine").exit_code == 0
+    assert mp.open(root)[200].info.pins == ()
 
 
 # --- watch

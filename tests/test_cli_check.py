@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_runs import as_json, flip_a_byte, leave_unfinished, make_run, milepost, own_pack, state
 
 import milepost as mp
+from cli_runs import as_json, flip_a_byte, leave_unfinished, make_run, milepost, own_pack, state
 from milepost.cli.probe import disk_checks, file_system_of
 
 
@@ -136,6 +136,14 @@ def test_verifying_nothing_is_no_success(tmp_path: Path) -> None:
 
     assert (nothing.exit_code, unfinished.exit_code) == (12, 3)
     assert "Never finished: 3." in unfinished.stderr
+
+
+def test_verify_tells_its_progress_in_bytes(root: Path) -> None:
+    told: list[int] = []
+
+    report = mp.open(root)[300].verify(progress=told.append)
+
+    assert sum(told) == report.nbytes > 0
 
 
 PROGRESS = """

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_runs import LAYERS, as_json, flip_a_byte, leave_unfinished, make_run, milepost, own_pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import milepost as mp
+from cli_runs import LAYERS, as_json, flip_a_byte, leave_unfinished, make_run, milepost, own_pack
 from milepost.cli.tree import folded_tree
 
 
@@ -259,6 +259,25 @@ def test_diff_marks_leaves_that_became_nan_or_grew_from_zero(tmp_path: Path) -> 
     assert remarks["a"] == "max|d| nan rel nan <- not a number"
     assert remarks["b"] == "max|d| 1.0e+00 rel inf <- was all zero"
     assert remarks["c"] == "max|d| 1.0e+00 rel 1.00"
+
+
+def test_of_two_kinds_of_leaves_that_move_differently_neither_stands_out(tmp_path: Path) -> None:
+    for step in (1, 2):
+        weights = {f"w{i}": np.full(4, 1 + step * (0.010 + i / 1000)) for i in range(6)}
+        moments = {f"m{i}": np.full(4, step * (1.0 + i / 10)) for i in range(6)}
+        mp.save(tmp_path / "run", {"model": weights | moments}, step=step)
+
+    assert len(milepost("diff", f"{tmp_path}/run@1", "@2").stdout.splitlines()) == 1
+
+
+def test_diff_shows_no_numbers_of_random_states_but_those_of_an_attention_key(tmp_path: Path) -> None:
+    for step in (1, 2):
+        net = {"dropout": np.random.default_rng(step), "attention": {"key": np.full(4, step, "f4")}}
+        mp.save(tmp_path / "run", {"net": net}, step=step)
+
+    text = milepost("diff", f"{tmp_path}/run@1", "@2").stdout
+
+    assert [row[0] for row in lines(text)] == ["net", "attention/key"]
 
 
 def test_diff_json_has_numbers_and_values(root: Path) -> None:

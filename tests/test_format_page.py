@@ -270,6 +270,8 @@ def test_the_page_gives_the_limits_that_the_code_has() -> None:
     assert limits["the header of a pack"] == f"{fmt.MAX_HEADER >> 20} MiB"
     assert limits["nodes of the tree above a leaf"] == str(structure.MAX_DEPTH)
     assert limits["the text of `$int`"] == f"{value._MAX_INT_DIGITS:,} characters"
+    assert limits["dimensions of an array"] == str(fmt.MAX_DIMENSIONS)
+    assert limits["dimensions in which one array is cut into boxes"] == str(fmt.MAX_CUTS)
     assert limits["objects and lists above a value within metrics and metadata"] == str(value._MAX_DEPTH)
     assert fmt.FORMAT in PAGE.splitlines()[0]
 

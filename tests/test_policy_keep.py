@@ -184,7 +184,7 @@ def test_best_by_a_function_names_it() -> None:
     def margin(metrics: Any) -> float:
         return metrics["a"] - metrics["b"]
 
-    assert Best(margin, 2).keep([saved(1, a=2, b=1)]) == {1: "best 2 margin"}
+    assert Best(margin, 2).keep([saved(1, a=2, b=1)]) == {1: "best 2 margin()"}
     assert Best(margin) == Best(margin, 1, "max")
 
 

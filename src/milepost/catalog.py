@@ -225,6 +225,7 @@ class Catalog(Mapping[int, Checkpoint]):
         self,
         like: _T = _UNSET,
         *,
+        into: _T = _UNSET,
         on_corrupt: Literal["raise", "previous"] = "raise",
         rename: Mapping[str, str] | None = None,
         missing: Literal["error", "keep"] = "error",
@@ -236,21 +237,33 @@ class Catalog(Mapping[int, Checkpoint]):
         """Load the latest checkpoint; None when there is none.
 
         With `on_corrupt="previous"`, one that does not verify is left for the one before it, with a warning and in
-        `.skipped`; a Checkpointer's next save then goes on from there. Other arguments as in `Checkpoint.load`.
+        `.skipped`; a Checkpointer's next save then goes on from there.
+
+        Args:
+            like: as in `Checkpoint.load`; `.tree` is what that returns.
+            into: instead of `like`: restored in place as by `Checkpoint.load_into`, and `.tree` itself.
+            on_corrupt: what to do when the latest is damaged.
+            rename, missing, unexpected, dtype, only, exclude: as in `Checkpoint.load`.
 
         Raises:
             CorruptionError: the latest is damaged, or with `previous` every one is.
         """
+        if like is not _UNSET and into is not _UNSET:
+            raise ValueError("restore(): give `like` or `into`, not both")
+        options: dict[str, Any] = {
+            "rename": rename, "missing": missing, "unexpected": unexpected, "dtype": dtype, "only": only,
+            "exclude": exclude,
+        }  # fmt: skip
         skipped: list[tuple[int, CorruptionError]] = []
         for slot, checkpoint in self._line(on_corrupt):
             try:
                 if isinstance(checkpoint, CorruptionError):
                     raise checkpoint
-                options: dict[str, Any] = {} if like is _UNSET else {"like": like}
-                tree = checkpoint.load(
-                    **options, rename=rename, missing=missing, unexpected=unexpected, dtype=dtype, only=only,
-                    exclude=exclude,
-                )  # fmt: skip
+                if into is not _UNSET:
+                    checkpoint.load_into(into, **options)
+                    tree = into
+                else:
+                    tree = checkpoint.load(**options) if like is _UNSET else checkpoint.load(like, **options)
             except CorruptionError as error:
                 if on_corrupt == "raise":
                     raise
@@ -277,8 +290,10 @@ class Catalog(Mapping[int, Checkpoint]):
                 yield self._root.steps.slot(latest.step), latest
             return
         self.refresh()
-        slots = [slots[-1] for slots in self._slots.values()]
-        for slot in sorted(slots, key=lambda slot: (slot.name not in self._head.superseded, slot.step), reverse=True):
+        slots = (slot for slots in self._slots.values() for slot in slots)
+        newest: dict[int, Slot] = {slot.step: slot for slot in slots if self._root.committed(slot)}
+        line = sorted(newest.values(), key=lambda slot: (slot.name not in self._head.superseded, slot.step))
+        for slot in reversed(line):
             try:
                 opened = self._open(slot)
             except CorruptionError as error:
@@ -395,7 +410,8 @@ class Catalog(Mapping[int, Checkpoint]):
         return f"<Catalog of {self._root.url}, {len(self)} checkpoints>"
 
     def __str__(self) -> str:
-        return f"{self!r}\n{text(rows(self))}"
+        table = text(rows(self))  # lists anew, so that the line above counts what it shows
+        return f"{self!r}\n{table}"
 
     def _repr_html_(self) -> str:
         return html(rows(self))
@@ -437,7 +453,15 @@ def rows(catalog: Catalog, keep: KeepPolicy | str | None = None) -> list[Row]:
     return sorted(result, key=lambda row: (row.state == "incomplete", order[row.slot])) if root else result
 
 
-def _recorded(catalog: Catalog) -> KeepPolicy | str | None:
+@final
+class _Unsayable:
+    """Stands for a recorded keep policy that no phrase says: nothing is claimed about what it keeps."""
+
+    def keep(self, history: Sequence[Saved]) -> dict[int, str]:
+        return {}
+
+
+def _recorded(catalog: Catalog) -> KeepPolicy | None:
     """Return the keep policy that the latest save was made with, as far as it can be told by a phrase."""
     own = catalog._keep  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     if own is not None:
@@ -446,7 +470,7 @@ def _recorded(catalog: Catalog) -> KeepPolicy | str | None:
         latest = catalog.latest()
         return None if latest is None else keep_policy(latest.info.keep)
     except (ValueError, CorruptionError):
-        return None
+        return _Unsayable()
 
 
 def _add(kept: dict[int, str], step: int, reason: str) -> None:

@@ -19,8 +19,7 @@ from milepost.engine.commit import Root
 from milepost.engine.fit import Options
 from milepost.engine.place import load_into, load_like, load_plain
 from milepost.engine.stored import Stored
-from milepost.engine.transfer import Damage
-from milepost.errors import CheckpointError, CorruptionError, FormatError, NotFoundError, folded, message
+from milepost.errors import CheckpointError, CorruptionError, Damage, FormatError, NotFoundError, folded, message
 from milepost.leafref import LeafRef, Leaves, Opened
 from milepost.model import format as fmt
 from milepost.model import keypath, structure
@@ -241,7 +240,7 @@ class Checkpoint:
         if damaged:
             raise CorruptionError(
                 message(
-                    f"{self._opened.where} is damaged in {len(damaged)} places",
+                    f"{self._opened.where} is damaged in {len(damaged)} place{'s' * (len(damaged) > 1)}",
                     remedy="\n  ".join(
                         [*map(str, damaged[:20]), "Load another step, or restore the file from a copy."]
                     ),

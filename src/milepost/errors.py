@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -85,16 +86,42 @@ class UnsupportedLeafError(CheckpointError, TypeError):
     code = "unsupported_leaf"
 
 
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One damaged place.
+
+    Attributes:
+        step: the step it was found in, None for a record of the root.
+        path: the leaf, empty when a file is damaged as a whole.
+        file: the pack or record.
+        start, stop: byte range in the file; both 0 when it is the whole file.
+        expected, found: digests, or what was wrong.
+    """
+
+    step: int | None
+    path: str
+    file: str
+    start: int
+    stop: int
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        place = f"{self.path}, " if self.path else ""
+        where = f" bytes {self.start:,}–{self.stop:,}" if self.stop else ""
+        return f"{place}{self.file}{where}: expected {self.expected}, found {self.found}"
+
+
 class CorruptionError(CheckpointError):
     """Stored bytes are not the bytes that were written.
 
     Attributes:
-        damaged: every damaged place that was found, as `Damage` values.
+        damaged: every damaged place that was found.
     """
 
     code = "corrupt"
 
-    def __init__(self, text: str = "", *, damaged: Sequence[Any] = (), code: str | None = None) -> None:
+    def __init__(self, text: str = "", *, damaged: Sequence[Damage] = (), code: str | None = None) -> None:
         super().__init__(text, code=code)
         self.damaged = tuple(damaged)
 

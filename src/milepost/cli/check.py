@@ -107,7 +107,7 @@ def _verdict(catalog: Catalog, step: int, deep: bool, progress: Progress) -> Ver
         report = catalog[step].verify(deep=deep, progress=progress)
     except CorruptionError as error:
         text = str(error).partition("\n")[0]
-        places = [each if isinstance(each, Damage) else _record(step, str(each), text) for each in error.damaged]
+        places = [each if each.stop else _record(step, each.file, text) for each in error.damaged]
         return Verdict(step, "damaged", damaged=tuple(places) or (_record(step, "", text),))
     except FormatError as error:
         if error.code == "newer":

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from milepost.cli.exits import DIFFERS
 from milepost.cli.options import json_option, metric_option
 from milepost.cli.output import cell, columns, counted, emit, plain, say, short_dtype, shown, spec_json
 from milepost.cli.progress import Progress
-from milepost.cli.state import is_random
+from milepost.cli.state import is_float, random_paths
 from milepost.cli.target import Place, Target, TargetType, open_target
 from milepost.cli.tree import chosen_leaves, folded_paths
 from milepost.diff import Change, Diff, LeafDiff, Stats
@@ -24,10 +24,10 @@ from milepost.errors import NotFoundError
 from milepost.model import keypath
 from milepost.model.leaf import LeafSpec
 
-# A leaf stands out when it moved so many times as far as the median leaf of its group.
-_OUTLIER = 4.0
+# A leaf stands out when it moved so many times as far as the median leaf of its part, and lies beyond the upper fence
+# (Tukey, Exploratory Data Analysis, 1977, 2C) of their logarithms: of weights next to moments, neither half stands out.
+_OUTLIER, _FENCE = 4.0, 1.5
 _SHOWN = 8
-_FLOATS = ("float", "bfloat", "complex")
 _WORDS: dict[Change, str] = {
     "changed": "changed", "same": "same", "added": "added", "removed": "removed", "respecified": "of another kind",
 }  # fmt: skip
@@ -35,9 +35,14 @@ _WORDS: dict[Change, str] = {
 
 @dataclass(slots=True)
 class Moved:
-    """A leaf that is not the same, and how far it went or what it was and is."""
+    """A leaf that is not the same, and how far it went or what it was and is.
+
+    Attributes:
+        hidden: it is a random state, of which nobody wants to see the numbers.
+    """
 
     leaf: LeafDiff
+    hidden: bool = False
     stats: Stats | None = None
     values: tuple[Any, Any] | None = None
 
@@ -92,10 +97,13 @@ def diff(
     found = old.checkpoint.diff(new.checkpoint)
     leaves = [leaf for leaf in found.leaves if paths is None or leaf.path in paths]
     parts = _parts(leaves)
+    random = random_paths({leaf.path: leaf.before for leaf in found.leaves if leaf.before is not None})
     with old.checkpoint.lease(), new.checkpoint.lease(), Progress("read", _to_read(leaves)) as progress:
         for part in parts:
             part.moved = [
-                _moved(found, leaf, progress, read=not no_stats) for leaf in part.leaves if leaf.change != "same"
+                _moved(found, leaf, random, progress, read=not no_stats)
+                for leaf in part.leaves
+                if leaf.change != "same"
             ]
     differs = any(part.moved for part in parts)
     if as_json:
@@ -159,10 +167,6 @@ def _parts(leaves: Sequence[LeafDiff]) -> list[Part]:
     return list(parts.values())
 
 
-def _is_float(spec: LeafSpec) -> bool:
-    return spec.kind == "array" and spec.dtype.lstrip(">").startswith(_FLOATS)
-
-
 def _is_one(spec: LeafSpec) -> bool:
     return spec.kind == "value" or (spec.kind == "array" and math.prod(spec.shape) == 1)
 
@@ -170,16 +174,18 @@ def _is_one(spec: LeafSpec) -> bool:
 def _measured(leaf: LeafDiff) -> bool:
     """Return whether the leaf is an array whose way can be told by numbers."""
     spec = leaf.before
-    return leaf.change == "changed" and spec is not None and _is_float(spec) and not _is_one(spec)
+    return leaf.change == "changed" and spec is not None and is_float(spec) and not _is_one(spec)
 
 
 def _to_read(leaves: Sequence[LeafDiff]) -> int:
     return 2 * sum(leaf.before.nbytes for leaf in leaves if leaf.before is not None and _measured(leaf))
 
 
-def _moved(found: Diff, leaf: LeafDiff, progress: Progress, *, read: bool) -> Moved:
-    if leaf.change != "changed" or leaf.before is None or _hidden(leaf):
+def _moved(found: Diff, leaf: LeafDiff, random: Set[str], progress: Progress, *, read: bool) -> Moved:
+    if leaf.change != "changed" or leaf.before is None:
         return Moved(leaf)
+    if leaf.path in random:
+        return Moved(leaf, hidden=True)
     if _is_one(leaf.before) and (read or leaf.before.kind == "value"):
         old, new = found.values(leaf.path)
         return Moved(leaf, values=(_item(old), _item(new)))
@@ -187,7 +193,7 @@ def _moved(found: Diff, leaf: LeafDiff, progress: Progress, *, read: bool) -> Mo
         return Moved(leaf)
     stats = found.stats(leaf.path)
     progress(2 * leaf.before.nbytes)
-    return Moved(leaf, stats)
+    return Moved(leaf, stats=stats)
 
 
 def _item(value: Any) -> Any:
@@ -215,7 +221,7 @@ def _is_leaf(part: Part) -> bool:
 
 def _fits_in_head(part: Part, detail: Sequence[Sequence[str]]) -> bool:
     """Return whether one value is all there is to tell."""
-    told = [each for each in part.moved if not _hidden(each.leaf)]
+    told = [each for each in part.moved if not each.hidden]
     return len(detail) == 1 and len(told) == 1 and told[0].values is not None
 
 
@@ -227,17 +233,12 @@ def _head(part: Part, detail: Sequence[Sequence[str]]) -> list[str]:
         return ["  ".join(filter(None, (text.strip() for text in detail[0]))) if detail else "changed"]
     if _fits_in_head(part, detail):
         return [" ".join(detail[0]).strip()]
-    if all(_hidden(each.leaf) for each in part.moved):
+    if all(each.hidden for each in part.moved):
         return ["changed"]
     counts = ((_WORDS[change], sum(leaf.change == change for leaf in part.leaves)) for change in _WORDS)
     texts = [f"{number} {word}" for word, number in counts if number]
     relative = [] if part.relative is None else [f"|d|/|w|  {part.relative:#.3g}"]
     return [counted(len(part.leaves), "leaf"), "   ".join(texts), *relative]
-
-
-def _hidden(leaf: LeafDiff) -> bool:
-    """Return whether it is a random state, of which nobody wants to see the numbers."""
-    return leaf.change == "changed" and leaf.before is not None and is_random(leaf.path, leaf.before)
 
 
 def _opaque(moved: Moved) -> bool:
@@ -264,11 +265,12 @@ def _measured_rows(part: Part, *, show_all: bool) -> list[list[str]]:
     measured = [(each, each.stats) for each in part.moved if each.stats is not None]
     finite = [stats.relative for _, stats in measured if math.isfinite(stats.relative)]
     median = statistics.median(finite) if finite else 0.0
+    least = max(_OUTLIER * median, _fence(finite))
     measured.sort(key=lambda pair: -pair[1].relative if math.isfinite(pair[1].relative) else -math.inf)
     few = show_all or len(measured) <= 3
     rows: list[list[str]] = []
     for each, stats in measured:
-        remark = _remark(stats, median)
+        remark = _remark(stats, median, least)
         if not (few or remark) or (len(rows) == _SHOWN and not show_all):
             continue
         assert each.leaf.before is not None
@@ -280,12 +282,21 @@ def _measured_rows(part: Part, *, show_all: bool) -> list[list[str]]:
     return rows
 
 
-def _remark(stats: Stats, median: float) -> str:
+def _fence(numbers: Sequence[float]) -> float:
+    """Return the number above which one is far from all others."""
+    logs = [math.log(number) for number in numbers if number > 0]
+    if len(logs) < 2:
+        return math.inf
+    low, _, high = statistics.quantiles(logs, n=4, method="inclusive")
+    return math.exp(high + _FENCE * (high - low))
+
+
+def _remark(stats: Stats, median: float, least: float) -> str:
     if math.isnan(stats.difference):
         return "<- not a number"
     if not math.isfinite(stats.relative):
         return "<- was all zero" if not stats.norm else "<- infinite"
-    return f"<- {stats.relative / median:.1f}x the median" if median and stats.relative >= _OUTLIER * median else ""
+    return f"<- {stats.relative / median:.1f}x the median" if median and stats.relative >= least else ""
 
 
 def _folded_rows(items: Sequence[tuple[str, str]], sign: str = "", *, show_all: bool) -> list[list[str]]:

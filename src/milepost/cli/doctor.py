@@ -19,7 +19,7 @@ from milepost.cli.look import writer_json
 from milepost.cli.options import json_option
 from milepost.cli.output import cell, counted, emit, say
 from milepost.cli.probe import Check, disk_checks
-from milepost.cli.state import is_position, is_random
+from milepost.cli.state import position_paths, random_paths
 from milepost.cli.target import Place, Target, TargetType, open_target
 from milepost.engine.commit import Writer, writer_of
 from milepost.errors import CorruptionError, NotFoundError, folded
@@ -146,9 +146,8 @@ def _leftovers(place: Place, writer: Writer | None) -> Iterator[Check]:
 
 def _contents(latest: Checkpoint) -> Iterator[Check]:
     """Yield what the latest checkpoint lacks that a resumed run would need."""
-    leaves = latest.leaves
-    random = [path for path in leaves if is_random(path, leaves[path].spec)]
-    data = [path for path in leaves if is_position(path) and path not in random]
+    specs = {path: leaf.spec for path, leaf in latest.leaves.items()}
+    random, data = sorted(random_paths(specs)), sorted(position_paths(specs))
     where = f"step {latest.step}"
     if not random and not data:
         yield Check(
@@ -175,8 +174,9 @@ def _contents(latest: Checkpoint) -> Iterator[Check]:
 
 
 def _nodes(paths: Sequence[str]) -> str:
-    """Return the nodes that hold these leaves, no deeper than the second level."""
-    return folded(dict.fromkeys("/".join(path.split("/")[:-1][:2]) or path for path in paths), 4)
+    """Return the nodes that hold these leaves, no deeper than the second level, none within another."""
+    nodes = dict.fromkeys("/".join(path.split("/")[:-1][:2]) or path for path in paths)
+    return folded((node for node in nodes if "/" not in node or node.split("/")[0] not in nodes), 4)
 
 
 def _print(target: Target, place: Place | None, checks: Sequence[Check]) -> None:

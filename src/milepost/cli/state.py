@@ -1,32 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which leaves look like the state of a random generator, and which like a position in the data.
 
-By their names, as nothing else tells: a torch generator is an array of bytes, a legacy JAX key two integers.
+By their names, as nothing else tells: a torch generator is an array of bytes, a legacy JAX key two integers. Floats
+are neither, so that the `key` of an attention layer or a table of positions is not taken for one.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from milepost.model.leaf import LeafSpec
 
-_RANDOM = re.compile(
-    r"(^|[/._])(p?rngs?|random(_state)?|rand|generator|bit_generator|noise|seeds?|keys?|dropout_key|mt19937|pcg64)([/._]|$)"
-)
+_RANDOM = re.compile(r"(^|[/.])(\w+_)?(p?rngs?|random|rand|generator|noise|seeds?|keys?)(_state)?(?=[/.]|$)")
 _POSITION = re.compile(
-    r"(^|[/._])(data(set|loader|_?iter(ator)?)?|(train|eval|val)_?(data|loader|iter)|loaders?|iter(ator)?s?|batch(es)?"
-    r"|samplers?|epochs?|position|cursor|offset|next_index|samples_seen|tokens_seen|examples_seen|shards?|workers?"
-    r"|stream|snapshot)([/._]|$)"
+    r"(^|[/.])(\w+_)?(data|data_?set|data_?loader|loader|iter|iterator|batches|sampler|shuffle|epochs?|position|cursor"
+    r"|offset|index|stream|seen)(_state)?(?=[/.]|$)"
 )
-# The inside of NumPy's, Python's and torch's generators, whatever the user calls them.
-_INSIDE = re.compile(r"(^|/)(bit_generator|has_uint32|seed_seq|gauss_next|words)(/|$)")
+# A leaf that the states of NumPy's and Python's generators have, whatever the user calls them.
+_MARKS = ("bit_generator", "gauss_next")
+_FLOATS = ("float", "bfloat", "complex")
 
 
-def is_random(path: str, spec: LeafSpec) -> bool:
-    """Return whether a leaf looks like a part of a random state."""
-    return spec.kind == "key" or bool(_RANDOM.search(path.lower()) or _INSIDE.search(path))
+def is_float(spec: LeafSpec) -> bool:
+    """Return whether a leaf is an array of floats."""
+    return spec.kind == "array" and spec.dtype.lstrip(">").startswith(_FLOATS)
 
 
-def is_position(path: str) -> bool:
-    """Return whether a leaf looks like a part of an iterator's state."""
-    return bool(_POSITION.search(path.lower()))
+def random_paths(specs: Mapping[str, LeafSpec]) -> frozenset[str]:
+    """Return the leaves that look like parts of random states."""
+    generators = {path.rpartition("/")[0] for path in specs if path.rpartition("/")[2] in _MARKS}
+    return frozenset(
+        path
+        for path, spec in specs.items()
+        if spec.kind == "key"
+        or any(parent in generators for parent in _parents(path))
+        or (not is_float(spec) and _RANDOM.search(path.lower()))
+    )
+
+
+def position_paths(specs: Mapping[str, LeafSpec]) -> frozenset[str]:
+    """Return the leaves that look like parts of an iterator's state."""
+    found = (path for path, spec in specs.items() if not is_float(spec) and _POSITION.search(path.lower()))
+    return frozenset(found) - random_paths(specs)
+
+
+def _parents(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:depth]) for depth in range(len(parts))]

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
-from milepost.errors import ConflictError, CorruptionError, FormatError, NotFoundError, StorageError, message
+from milepost.errors import ConflictError, CorruptionError, Damage, FormatError, NotFoundError, StorageError, message
 from milepost.model import format as fmt
 from milepost.model.format import LeafTable, Manifest, Note, RootRecord, Slot, StepFormat, WriterRecord
 from milepost.stores import Claim, Hold, Store
@@ -151,7 +151,7 @@ class Root:
                     expected=f"sha256:{manifest.leaves}",
                     found=f"sha256:{fmt.digest_of(data)}",
                 ),
-                damaged=(key,),
+                damaged=(Damage(slot.step, "", key, 0, 0, manifest.leaves, fmt.digest_of(data) or "none"),),
             )
         return fmt.unseal(data, LeafTable, self._where(key))
 
@@ -167,7 +167,7 @@ class Root:
         return CorruptionError(
             f"{self._where(key)} is missing although the manifest names it\n"
             "  Restore it from a copy, or load another step (`milepost verify` lists the whole ones).",
-            damaged=(key,),
+            damaged=(Damage(slot.step, "", key, 0, 0, "the file", "no such file"),),
         )
 
     def notes(self, slot: Slot, manifest: Manifest) -> list[Note]:

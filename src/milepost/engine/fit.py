@@ -17,7 +17,7 @@ from milepost.model.keypath import Globs, KeyPath, under
 from milepost.model.leaf import Box, LeafSpec, data_spec, dtype_info
 from milepost.model.match import compare
 from milepost.model.tree import SKIP, Flat, StateObject
-from milepost.model.value import fitted, value_spec
+from milepost.model.value import fitted, shown, value_spec
 
 CLASSIFY = Classifier()
 _STATE = LeafSpec("value", "state")
@@ -178,7 +178,7 @@ def _check_number(value: Any, spec: LeafSpec, path: KeyPath) -> None:
         fits = False
     if not fits:
         raise StructureError(
-            f"{path or 'the root'}: the saved number {value!r} does not fit {spec}\n"
+            f"{path or 'the root'}: the saved number {shown(value)} does not fit {spec}\n"
             "  Give a `like` with a wider dtype, or `mp.SKIP` there."
         )
 

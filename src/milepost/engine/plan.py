@@ -188,8 +188,8 @@ def flaw(array: StoredArray, itemsize: int, packs: int) -> str:
             return f"{math.prod(size) * itemsize} bytes are needed where {box.nbytes} are stored"
         if box.offset < 0 or not 0 <= box.pack < packs:
             return "a box lies in no pack"
-    alone = len(boxes) == 1 and boxes[0].start is None
-    return "" if alone or _tiled(boxes, shape) else "its boxes overlap, or leave something out"
+    plain = not math.prod(shape) or (len(boxes) == 1 and boxes[0].start is None)
+    return "" if plain or _tiled(boxes, shape) else "its boxes overlap, or leave something out"
 
 
 def _tiled(boxes: Sequence[StoredBox], shape: tuple[int, ...]) -> bool:

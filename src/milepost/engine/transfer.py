@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 
 from milepost.engine.plan import PackPlan, Part, flaw, parts
-from milepost.errors import CorruptionError, FormatError, NotFoundError, StorageError, message
+from milepost.errors import CorruptionError, Damage, FormatError, NotFoundError, StorageError, message
 from milepost.model.format import CHUNK, MANIFEST, Slot, StoredArray, StoredBox, is_pack_name
 from milepost.model.leaf import Box, DtypeInfo, dtype_info
 from milepost.stores import Buffer, Claim, Store
@@ -59,31 +59,6 @@ class Digest:
 
     whole: str
     chunks: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """One damaged place.
-
-    Attributes:
-        step: the step it was found in.
-        path: the leaf, empty when a file is damaged as a whole.
-        file: the pack or record.
-        start, stop: byte range in the file.
-        expected, found: digests, or what was wrong.
-    """
-
-    step: int
-    path: str
-    file: str
-    start: int
-    stop: int
-    expected: str
-    found: str
-
-    def __str__(self) -> str:
-        place = f"{self.path}, " if self.path else ""
-        return f"{place}{self.file} bytes {self.start:,}–{self.stop:,}: expected {self.expected}, found {self.found}"
 
 
 def digest(data: memoryview) -> Digest:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from milepost.errors import CorruptionError, FormatError, message
+from milepost.errors import CorruptionError, Damage, FormatError, message
 from milepost.model.leaf import DtypeInfo, LeafSpec
 
 FORMAT = "1-dev"
@@ -207,14 +207,16 @@ def unseal(data: bytes | memoryview, kind: type[Record], where: str) -> Record:
     digest = digest_of(data)
     if digest is None or hashlib.sha256(data[:-_TRAILER_LENGTH]).hexdigest() != digest:
         _check_version(data, where)
+        expected = f"sha256:{digest}" if digest else "a digest at the end"
+        found = f"{len(data)} bytes of other content" if data else "an empty file"
         raise CorruptionError(
             message(
                 f"{where} is damaged: its bytes do not have the digest that it ends with",
-                expected=f"sha256:{digest}" if digest else "a digest at the end",
-                found=f"{len(data)} bytes of other content" if data else "an empty file",
+                expected=expected,
+                found=found,
                 remedy="Restore that file from a copy, or load another step (`milepost verify` lists the whole ones).",
             ),
-            damaged=(where,),
+            damaged=(Damage(None, "", where, 0, 0, expected, found),),
         )
     _check_version(data, where)
     try:

@@ -154,7 +154,7 @@ _PARTS: dict[str, np.dtype[Any]] = {
     "complex32": np.dtype([("real", "<f2"), ("imag", "<f2")]),
     "float4_e2m1fn_x2": np.dtype("u1"),
 }
-_ML_NAMES = {dtype: name for name, dtype in _ML.items()}
+_ML_NAMES = {dtype.type: name for name, dtype in _ML.items()}
 _PLAIN = re.compile(r"(bool|u?int(8|16|32|64)|float(16|32|64)|complex(64|128))")
 _SIZED = re.compile(r"(str|bytes|void)(\d+)")
 _TIME = re.compile(r"(datetime64|timedelta64)(\[\w+\])?")
@@ -174,15 +174,14 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     """
     if dtype.names is not None:
         return _structured_name(dtype)
-    # A cache does not tell byte orders of ml_dtypes apart: they compare equal.
     big = dtype.byteorder == ">" or (dtype.byteorder == "=" and not np.little_endian)
     return f">{_little_name(dtype)}" if big and dtype.itemsize > 1 else _little_name(dtype)
 
 
 @lru_cache(maxsize=4096)
 def _little_name(dtype: np.dtype[Any]) -> str:
-    if dtype in _ML_NAMES:
-        return _ML_NAMES[dtype]
+    if dtype.type in _ML_NAMES:
+        return _ML_NAMES[dtype.type]
     if dtype.kind == "U":
         return f"str{dtype.itemsize // 4}"
     if dtype.kind in "SV" and dtype.subdtype is None:

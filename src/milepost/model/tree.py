@@ -314,7 +314,7 @@ def _open_sequence(value: Any) -> Node:
 def _open_registered(value: Any, path: KeyPath) -> Node | None:
     """Open a node registered with JAX, when JAX is loaded; `build` puts its static part back."""
     tree_util: Any = sys.modules.get("jax.tree_util")
-    if tree_util is None or not hasattr(tree_util, "tree_flatten_with_path"):
+    if tree_util is None or not hasattr(tree_util, "tree_flatten_with_path") or isinstance(value, Iterator):
         return None
 
     def is_leaf(child: Any) -> bool:
@@ -435,7 +435,7 @@ def setters(tree: Any, classify: Classify, *, path: KeyPath = "") -> Iterator[tu
             yield from setters(inner, classify, path=join(path, name))
         elif isinstance(tree, dict | list):
             yield join(path, name), _item_setter(tree, key, ranked)
-        elif not isinstance(tree, tuple) and hasattr(tree, name) and not _frozen(tree):
+        elif _assignable(tree, name):
             yield join(path, name), _field_setter(tree, name, ranked)
 
 
@@ -447,7 +447,17 @@ def _field_setter(container: Any, name: str, ranked: bool) -> Callable[[Any], No
     return lambda value: setattr(container, name, PerProcess(value) if ranked else value)
 
 
-def _frozen(value: Any) -> bool:
-    kind = cast("type[object]", type(value))
-    parameters = getattr(kind, "__dataclass_params__", None)
-    return bool(getattr(parameters, "frozen", False)) or kind.__setattr__.__name__ == "_frozen_setattrs"
+def _assignable(container: Any, name: str) -> bool:
+    if isinstance(container, tuple) or not hasattr(container, name):
+        return False
+    kind = cast("type[Any]", type(cast("object", container)))
+    if dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+        return False
+    if hasattr(kind, "__attrs_attrs__"):
+        return kind.__setattr__.__name__ != "_frozen_setattrs"
+    if kind.__setattr__ is not object.__setattr__:
+        try:
+            setattr(container, name, getattr(container, name))  # of Equinox's modules nothing else tells
+        except (AttributeError, TypeError):
+            return False
+    return True

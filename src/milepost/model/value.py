@@ -55,7 +55,7 @@ def data_type(data: Any) -> str:
     if not isinstance(data, dict):
         return _EXACT.get(cast("type[object]", type(data)), "unknown")
     tag, body = next(iter(cast("dict[str, Any]", data).items()), ("", None))
-    if tag == "$numpy" and isinstance(body, list) and isinstance(body[0], str):
+    if tag == "$numpy" and isinstance(body, list) and body and isinstance(body[0], str):
         return body[0]
     return tag[1:] if tag in _DECODERS else "unknown"
 
@@ -84,7 +84,7 @@ def _encode(value: Any, depth: int) -> Any:
     if depth > _MAX_DEPTH:
         raise UnsupportedLeafError(f"metadata is nested deeper than {_MAX_DEPTH} levels (does it contain itself?)")
     if _is_scalar(value):
-        return {"$numpy": [dtype_name(value.dtype), _base64(value.tobytes())]}
+        return {"$numpy": [dtype_name(value.dtype), _base64(_scalar_bytes(value))]}
     if isinstance(value, Mapping):
         return _encode_dict(cast("Mapping[Any, Any]", value), depth)
     if isinstance(value, list):
@@ -152,7 +152,7 @@ def _decode(data: Any) -> Any:
         raise FormatError(f"unknown tag {tag[:40]!r} of a stored value")
     try:
         return decoder(items[tag])
-    except (ValueError, TypeError, OverflowError, struct.error) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, struct.error) as error:
         raise FormatError(f"the stored value with tag {tag!r} is malformed: {error}") from error
 
 
@@ -201,9 +201,16 @@ def _scalar(like: np.generic[Any], value: Any, path: str) -> Any:
         return like.dtype.type(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise StructureError(
-            f"{path or 'the root'}: the saved number {value!r} is no {like.dtype} ({error})\n"
+            f"{path or 'the root'}: the saved number {shown(value)} is no {like.dtype} ({error})\n"
             "  Give a `like` with a wider type, or put `mp.SKIP` there."
         ) from error
+
+
+def shown(value: object) -> str:
+    """Return a value for a message; Python itself prints no integer of more than 4,300 digits."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"(of {value.bit_length():,} bits)"
+    return repr(value)[:200]
 
 
 def _big(value: int) -> str:
@@ -229,12 +236,11 @@ def _float_text(value: float) -> str:
     return "nan" if bits == "7ff8000000000000" else f"nan:{bits}"
 
 
-def _float(text: str) -> float:
-    if text in ("nan", "inf", "-inf"):
-        return float(text)
-    if not text.startswith("nan:"):
-        raise ValueError(text[:40])
-    return struct.unpack(">d", bytes.fromhex(text[4:]))[0]
+def _float(text: object) -> float:
+    kind, _, pattern = _string(text).partition(":")
+    if kind != "nan" or not pattern:
+        return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[_string(text)]
+    return struct.unpack(">d", bytes.fromhex(pattern))[0]
 
 
 def _text(value: str) -> str:
@@ -285,10 +291,16 @@ def _datetime_of(data: Any) -> dt.datetime:
     return dt.datetime.fromisoformat(text).replace(fold=fold)
 
 
+def _scalar_bytes(value: np.generic[Any]) -> bytes:
+    # NumPy gives empty text one NUL, and drops all trailing ones when it reads text from memory.
+    if isinstance(value, str):
+        return value.encode("utf-32-le", "surrogatepass")
+    return bytes(value) if isinstance(value, bytes) else value.tobytes()
+
+
 def _numpy(parts: list[Any]) -> Any:
     name, text = parts
     dtype, data = _named(name), _bytes(text)
-    # Of text NumPy drops trailing NULs when it reads from memory.
     if dtype.kind == "U":
         return np.str_(data.decode("utf-32-le", "surrogatepass"))
     if dtype.kind == "S":

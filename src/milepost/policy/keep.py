@@ -111,7 +111,8 @@ class Best:
     __ror__ = keep_ror
 
     def __str__(self) -> str:
-        name = self.metric if isinstance(self.metric, str) else getattr(self.metric, "__name__", repr(self.metric))
+        # A function shows as one, which no phrase takes for the name of a metric.
+        name = self.metric if isinstance(self.metric, str) else f"{getattr(self.metric, '__name__', 'metric')}()"
         return f"best {self.n} {name}" + (f" {self.mode}" if self.mode != default_mode(self.metric) else "")
 
 

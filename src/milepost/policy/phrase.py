@@ -227,7 +227,7 @@ def _continuously(words: _Words) -> list[Any]:
 
 def _best(words: _Words) -> list[Any]:
     n = words.whole(least=1) if _WHOLE.fullmatch(words.next()) else 1
-    if not words.next() or words.separators():
+    if not words.next() or words.next().endswith("()") or words.separators():
         raise words.wrong("the name of a metric")
     metric = words.take()
     return [Best(metric, n, "min" if words.skip("min") else "max" if words.skip("max") else None)]
