@@ -291,6 +291,50 @@ def test_a_step_behind_the_latest_is_refused(memory: MemoryStore) -> None:
         assert caught.value.code == "behind"
 
 
+def test_a_step_may_be_added_behind_the_latest_which_stays_the_latest(memory: MemoryStore) -> None:
+    with mp.Checkpointer(memory, save="every 2 steps") as saver:
+        saver.save(5, tree(5))
+        saver.save(3, tree(3), behind=True)
+        assert saver.due(4) is None  # the newest step is still 5
+    with mp.Checkpointer(memory) as saver:  # a newer writer adds one, too
+        saver.save(1, tree(1), behind=True).result()
+        catalog = mp.open(memory)
+
+        assert list(catalog) == [1, 3, 5]
+        assert catalog.latest().step == 5  # pyright: ignore[reportOptionalMemberAccess]
+        assert not any(catalog[step].info.superseded for step in catalog)
+
+
+def test_a_root_may_share_its_folder_unless_something_there_is_named_like_a_step(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "logs2024").mkdir()
+    with pytest.raises(mp.FormatError, match="not empty"):
+        mp.Checkpointer(tmp_path)
+    (tmp_path / "7").mkdir()
+    with pytest.raises(mp.FormatError, match="found 7/"):
+        mp.Checkpointer(tmp_path, shared=True)
+    (tmp_path / "7").rmdir()
+
+    with mp.Checkpointer(tmp_path, shared=True, metadata={"model": "small"}) as saver:
+        saver.save(0, tree())
+
+    assert (tmp_path / "config.json").exists() and (tmp_path / "logs2024").exists()
+    assert mp.open(tmp_path).metadata == {"model": "small"}
+
+
+def test_the_saved_tree_can_be_looked_at_without_reading(memory: MemoryStore) -> None:
+    state = {"w": np.ones(3, np.float32), "layers": [jnp.zeros(2, jnp.bfloat16), (torch.ones(1), 7)], 3: {}}
+    with mp.Checkpointer(memory) as saver:
+        saved = saver.save(0, state).result().tree
+
+    assert saved.keys() == state.keys() and saved[3] == {}
+    assert isinstance(saved["layers"][1], tuple)
+    leaves = [saved["w"], saved["layers"][0], *saved["layers"][1]]
+    assert [leaf.origin for leaf in leaves] == ["numpy", "jax", "torch", ""]
+    assert [leaf.dtype for leaf in leaves] == [np.float32, jnp.bfloat16, np.float32, None]
+    assert leaves[3].read() == 7
+
+
 def test_resume_from_branches(memory: MemoryStore) -> None:
     with mp.Checkpointer(memory) as saver:
         for step in (1, 2, 3):

@@ -17,7 +17,7 @@ from milepost.errors import ConflictError, CorruptionError, NotFoundError, folde
 from milepost.model import format as fmt
 from milepost.model.format import Manifest, Note, Slot
 from milepost.model.keypath import Globs
-from milepost.model.value import encode
+from milepost.model.value import decode, encode
 from milepost.policy import KeepPolicy, Metric, Mode, Saved, keep_policy, ranked
 from milepost.stores import Store, open_store
 from milepost.table import Row, html, text
@@ -132,6 +132,12 @@ class Catalog(Mapping[int, Checkpoint]):
         late = manifest.epoch < self._head.epoch and slot.step > (start.step if start is not None else -1)
         superseded = slot.name in self._head.superseded or late
         return Opened(self._root, slot, manifest, rank=self._rank, superseded=superseded)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What identifies the run: the metadata that the root was made with."""
+        record = self._root.record
+        return {} if record is None or record.metadata is None else decode(record.metadata)
 
     # --- which one
 

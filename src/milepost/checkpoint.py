@@ -121,6 +121,16 @@ class Checkpoint:
         """The leaves by key path, in the tree's order, not yet read."""
         return Leaves(self._opened, self._stored.entries(None))
 
+    @property
+    def tree(self) -> Any:
+        """The saved tree in builtin containers, as `load()` gives it, with a `LeafRef` for each leaf: nothing is read."""
+        stored = self._stored
+
+        def leaf(path: KeyPath, there: KeyPath) -> LeafRef:
+            return LeafRef(self._opened, path, there)
+
+        return structure.rebuild(stored.table.tree, leaf, node=stored.node, stored=stored.path)
+
     @cached_property
     def _stored(self) -> Stored:
         stored = self._opened.stored

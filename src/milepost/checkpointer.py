@@ -76,6 +76,7 @@ class Checkpointer:
         resume_from: the checkpoint that this run goes on from, when that is not the latest; later ones of the older
             line are then superseded.
         read_only: never write anything.
+        shared: the folder may hold other things too when the root is made, as long as none is named like a step.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Checkpointer:
         copy: Literal["auto", "always"] = "auto",
         resume_from: Checkpoint | None = None,
         read_only: bool = False,
+        shared: bool = False,
     ) -> None:
         _choice("busy", busy, ("wait", "skip"))
         _choice("copy", copy, ("auto", "always"))
@@ -105,7 +107,7 @@ class Checkpointer:
         self._defaults = ("save" if save is None else "", "keep" if keep is None else "")
         store = open_store(where, create=not read_only)
         identity = None if metadata is None else encode(dict(metadata))
-        root = open_root(store, create=True, steps=step_format, metadata=identity, read_only=read_only)
+        root = open_root(store, create=True, steps=step_format, metadata=identity, read_only=read_only, shared=shared)
         self._root = dataclasses.replace(root, concurrency=self._limits.concurrency)
         _check_identity(self._root, identity)
         self.catalog = Catalog(self._root, keep=self._keep, rank=self._group.rank, fell_back=self._fell_back)
@@ -191,6 +193,7 @@ class Checkpointer:
         metrics: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         overwrite: bool = False,
+        behind: bool = False,
     ) -> PendingSave:
         """Save a tree as a step. When this returns, the caller may overwrite, donate or free every array.
 
@@ -198,11 +201,12 @@ class Checkpointer:
         not begun.
 
         Args:
-            step: 0 to 2^63 - 1, above the latest.
+            step: 0 to 2^63 - 1, above the latest unless `behind`.
             tree: dicts, lists, tuples, dataclasses, registered nodes of arrays, values and objects with state.
             metrics: what `Best` and the table look at.
             metadata: anything else to be found again.
             overwrite: replace the step when it is there; there is no moment without it.
+            behind: let the step lie below the latest, which stays the latest.
 
         Raises:
             UnsupportedLeafError: something in the tree cannot be stored, with its path.
@@ -219,30 +223,37 @@ class Checkpointer:
         self.wait(timeout_s=self._limits.timeout_s)
         self._log_defaults()
         captured = saving.prepare(tree, rank=self._group.rank)
-        order = self._order(step, metrics, metadata, overwrite)
+        order = self._order(step, metrics, metadata, overwrite, behind)
         pending = PendingSave(step)
         self._hand_over(pending, order, captured)
-        self._last_step, self._last_s, self._known = step, time.monotonic(), True
+        if not behind or self._last_step is None or step > self._last_step:
+            self._last_step = step
+        self._last_s, self._known = time.monotonic(), True
         self._reasons.pop(step, None)
         self._signals.saved()
         return pending
 
     def _order(
-        self, step: int, metrics: Mapping[str, Any] | None, metadata: Mapping[str, Any] | None, overwrite: bool
+        self,
+        step: int,
+        metrics: Mapping[str, Any] | None,
+        metadata: Mapping[str, Any] | None,
+        overwrite: bool,
+        behind: bool,
     ) -> Order:
         if self._lock is None:
             self._lock = self._root.locked()
         start, self._resume_from = self._resume_from, None
         record = self._lock.epoch(None if start is None else self._root.steps.parse(start.info.slot))
         self._parent = record.resumed_from
-        replaces = self._conflicts(step, overwrite)
+        replaces = self._conflicts(step, overwrite, behind)
         pin = pin_name(self._save, step)
         return Order(
             step, self._reasons.get(step, "asked for"), encode(dict(metrics or {})), encode(dict(metadata or {})),
             [pin] if pin else [], str(self._keep), record.resumed_from, replaces,
         )  # fmt: skip
 
-    def _conflicts(self, step: int, overwrite: bool) -> list[Slot]:
+    def _conflicts(self, step: int, overwrite: bool, behind: bool) -> list[Slot]:
         """Return the generations that this save replaces.
 
         Raises:
@@ -259,11 +270,12 @@ class Checkpointer:
                 "  Save the next step, or pass overwrite=True.",
                 code="exists",
             )
-        latest = self._root.latest(slots, head)
+        latest = None if behind else self._root.latest(slots, head)
         if latest is not None and step < latest[0].step:
             raise ConflictError(
                 f"{self._root.url}: step {step} lies behind the latest, {latest[0].step}\n"
-                "  To go on from an older checkpoint: Checkpointer(..., resume_from=catalog[step]).",
+                "  To go on from an older checkpoint: Checkpointer(..., resume_from=catalog[step]). To keep the latest"
+                " and add one behind it: save(..., behind=True).",
                 code="behind",
             )
         return []

@@ -3,15 +3,15 @@
 
 ```
 CheckpointError
-├── NotFoundError        (LookupError)   look elsewhere            not_found, deleted
-├── ConflictError                        another writer was first  locked, exists, behind, fenced, busy, forked
-├── StructureError       (ValueError)    the tree does not fit     structure
-├── UnsupportedLeafError (TypeError)     cannot be stored          unsupported_leaf
-├── CorruptionError                      bytes are not as written  corrupt
-├── FormatError                          not a record of ours      format, newer
-├── StorageError         (OSError)       the disk or store failed  storage, exhausted, unsupported, denied
-│   └── CommitUnknownError               ask `catalog.recheck`     commit_unknown
-└── SaveFailedError                      nothing was published     save_failed, timeout
+├── NotFoundError        (LookupError) look elsewhere            not_found, deleted
+├── ConflictError                      another writer was first  locked, exists, behind, fenced, busy, forked, read_only
+├── StructureError       (ValueError)  the tree does not fit     structure
+├── UnsupportedLeafError (TypeError)   cannot be stored          unsupported_leaf
+├── CorruptionError                    bytes are not as written  corrupt
+├── FormatError                        not a record of ours      format, newer
+├── StorageError         (OSError)     the disk or store failed  storage, exhausted, unsupported, denied, timeout
+│   └── CommitUnknownError             ask `catalog.recheck`     commit_unknown
+└── SaveFailedError                    nothing was published     save_failed
 ```
 """
 

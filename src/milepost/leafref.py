@@ -18,7 +18,7 @@ from milepost.errors import folded
 from milepost.model import keypath
 from milepost.model.format import Manifest, Note, Slot
 from milepost.model.keypath import KeyPath
-from milepost.model.leaf import Box, LeafSpec
+from milepost.model.leaf import Box, LeafSpec, dtype_info
 from milepost.stores import Hold
 
 Part: TypeAlias = SupportsIndex | slice | EllipsisType
@@ -40,6 +40,18 @@ class LeafRef:
     def nbytes(self) -> int:
         """Bytes of the leaf's data; 0 for a value."""
         return self.spec.nbytes
+
+    @property
+    def dtype(self) -> np.dtype[Any] | None:
+        """The dtype of the array that `read` returns (of a key, that of its words); None for a value."""
+        array = self._opened.stored.table.arrays.get(self._there)
+        return None if array is None else dtype_info(array.dtype).numpy
+
+    @property
+    def origin(self) -> str:
+        """The framework whose array was saved: `numpy`, `jax` or `torch`; empty for a value."""
+        array = self._opened.stored.table.arrays.get(self._there)
+        return "" if array is None else array.origin or "numpy"
 
     def read(self) -> Any:
         """Return the whole leaf: a NumPy array, or the value."""

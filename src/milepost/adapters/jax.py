@@ -14,7 +14,7 @@ import numpy as np
 
 from milepost.adapters import Array, Piece, Read, array_bytes
 from milepost.errors import StructureError, UnsupportedLeafError, message
-from milepost.model.leaf import KEY_WORDS, Box, LeafSpec, data_spec, dtype_info, dtype_name
+from milepost.model.leaf import KEY_WORDS, Box, LeafSpec, array_spec, data_spec, dtype_info, dtype_name
 
 jax: Any = jax_module  # its annotations differ from release to release
 
@@ -51,7 +51,7 @@ class JaxAdapter:
         if isinstance(array, jax.core.Tracer):
             raise UnsupportedLeafError("a traced value has no data\n  Save outside of `jax.jit` and the like.")
         if not _is_key(array):
-            return LeafSpec("array", dtype_name(np.dtype(array.dtype)), tuple(array.shape))
+            return array_spec(dtype_name(np.dtype(array.dtype)), tuple(array.shape))
         impl = _impl(array)
         if impl not in KEY_WORDS:
             raise UnsupportedLeafError(

@@ -10,7 +10,7 @@ import numpy as np
 
 from milepost.adapters import Array, Piece, Read, array_bytes, register_provider, state_error
 from milepost.errors import UnsupportedLeafError
-from milepost.model.leaf import Box, LeafSpec, dtype_name
+from milepost.model.leaf import Box, LeafSpec, array_spec, dtype_name
 
 # Subclasses of others hold more than their memory: a mask, a unit.
 _PLAIN = (np.ndarray, np.memmap, np.recarray)
@@ -33,7 +33,7 @@ class NumpyAdapter:
             )
             kind = type(array)
             raise UnsupportedLeafError(f"a {kind.__module__}.{kind.__qualname__} cannot be stored\n  {what}")
-        return LeafSpec("array", dtype_name(array.dtype), array.shape)
+        return array_spec(dtype_name(array.dtype), array.shape)
 
     def identity(self, array: Array) -> Hashable | None:
         if not array.nbytes:

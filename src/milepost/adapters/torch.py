@@ -15,7 +15,7 @@ import torch
 
 from milepost.adapters import Array, Piece, Read, flat_bytes, register_provider
 from milepost.errors import StructureError, UnsupportedLeafError
-from milepost.model.leaf import Box, LeafSpec, dtype_info
+from milepost.model.leaf import Box, LeafSpec, array_spec, dtype_info
 
 _NAMES: dict[torch.dtype, str] = {
     getattr(torch, name): name
@@ -34,6 +34,9 @@ _MOVERS: dict[int, tuple[torch.dtype, Any]] = {
 }  # fmt: skip
 
 
+_TYPES = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
 def _movable(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.view(_MOVERS[tensor.element_size()][0])
 
@@ -48,9 +51,9 @@ def _refusal(tensor: torch.Tensor) -> str:
         return "a quantized tensor\n  Save its `int_repr()`, `q_scale()` and `q_zero_point()`, or `dequantize()`."
     if tensor.is_nested:
         return "a nested tensor\n  Save the list from `unbind()`."
-    if isinstance(tensor, torch.nn.UninitializedParameter | torch.nn.UninitializedBuffer):
-        return "a parameter without a shape yet\n  Run the lazy module once before."
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+    if type(tensor) not in _TYPES:
+        if isinstance(tensor, torch.nn.UninitializedParameter | torch.nn.UninitializedBuffer):
+            return "a parameter without a shape yet\n  Run the lazy module once before."
         return f"a tensor subclass {type(tensor).__name__}\n  Save the plain tensors that it is made of."
     if tensor.dtype not in _NAMES:
         return f"a tensor of {tensor.dtype}\n  Convert it to one of {', '.join(_DTYPES)}."
@@ -80,13 +83,15 @@ class TorchAdapter:
         if refusal := _refusal(array):
             what, _, remedy = refusal.partition("\n")
             raise UnsupportedLeafError(f"{what} cannot be stored\n{remedy}")
-        return LeafSpec("array", _NAMES[array.dtype], tuple(array.shape))
+        return array_spec(_NAMES[array.dtype], tuple(array.shape))
 
     def identity(self, array: torch.Tensor) -> Hashable | None:
-        if _refusal(array) or array.is_meta or not array.numel():
+        if type(array) not in _TYPES or array.layout != torch.strided or array.is_meta or not array.numel():
             return None
-        strides, bits = array.stride(), (array.is_conj(), array.is_neg())
-        return _address(array), array.storage_offset(), array.shape, strides, array.dtype, array.device, bits
+        if (address := _address(array)) is None:
+            return None
+        bits = array.is_conj(), array.is_neg()
+        return address, array.storage_offset(), array.shape, array.stride(), array.dtype, array.device, bits
 
     def pieces(self, array: torch.Tensor) -> Sequence[Piece]:
         return [Piece(Box.whole(tuple(array.shape)), array)]

@@ -315,6 +315,7 @@ def open_root(
     steps: StepFormat | None = None,
     metadata: Any = None,
     read_only: bool = False,
+    shared: bool = False,
 ) -> Root:
     """Open a root: the records of a store.
 
@@ -324,6 +325,7 @@ def open_root(
         steps: how new slots are named; an existing root keeps its own.
         metadata: for a new root's record, as `value.encode` gives it.
         read_only: never create.
+        shared: create it among other things too, as long as none is named like a slot.
 
     Raises:
         NotFoundError: there is no root, and it is not to be made.
@@ -333,7 +335,7 @@ def open_root(
     try:
         record = fmt.unseal(store.get(fmt.ROOT), RootRecord, where)
     except NotFoundError:
-        return _open_without_record(store, create and not read_only, steps, metadata)
+        return _open_without_record(store, create and not read_only, steps, metadata, shared)
     own = StepFormat(record.prefix, record.width)
     if steps is not None and steps != own:
         raise FormatError(
@@ -354,7 +356,7 @@ def opened_slot(store: Store) -> Root | None:
     return Root(store, None, StepFormat(), Slot("", manifest.step, manifest.generation))
 
 
-def _open_without_record(store: Store, create: bool, steps: StepFormat | None, metadata: Any) -> Root:
+def _open_without_record(store: Store, create: bool, steps: StepFormat | None, metadata: Any, shared: bool) -> Root:
     names = [info.key for info in store.list("", delimiter="/")]
     copied = [slot for name in names if (slot := _any_slot(name.rstrip("/"))) is not None]
     committed = next((pair for pair in copied if Root(store, None, pair[0]).committed(pair[1])), None)
@@ -367,6 +369,8 @@ def _open_without_record(store: Store, create: bool, steps: StepFormat | None, m
             "  Check the path; a root holds `milepost.json`. `Checkpointer` and `Session` create one."
         )
     others = [name for name in names if not name.startswith((fmt.WRITERS, fmt.LOCK)) and not name.startswith(".")]
+    if shared:  # but a folder named like a slot would be swept as an unfinished one
+        others = [name for name in others if (steps or StepFormat()).parse(name.rstrip("/")) is not None]
     if others and committed is None:
         raise FormatError(
             message(

@@ -15,6 +15,7 @@ import platform
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import sub
 from typing import Any, Literal, cast
 
 import ml_dtypes
@@ -35,9 +36,10 @@ class Box:
     start: tuple[int, ...]
     stop: tuple[int, ...]
 
-    @classmethod
-    def whole(cls, shape: tuple[int, ...]) -> Box:
-        return cls((0,) * len(shape), shape)
+    @staticmethod
+    @lru_cache(maxsize=4096)  # many leaves have few shapes: fewer objects are less work for the garbage collector
+    def whole(shape: tuple[int, ...]) -> Box:
+        return Box((0,) * len(shape), shape)
 
     @classmethod
     def of_slices(cls, index: tuple[slice, ...], shape: tuple[int, ...]) -> Box:
@@ -47,11 +49,11 @@ class Box:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(stop - start for start, stop in zip(self.start, self.stop, strict=True))
+        return tuple(map(sub, self.stop, self.start))
 
     @property
     def size(self) -> int:
-        return math.prod(self.shape)
+        return math.prod(map(sub, self.stop, self.start))
 
     @property
     def slices(self) -> tuple[slice, ...]:
@@ -97,6 +99,12 @@ class LeafSpec:
     def __str__(self) -> str:
         """`float32[2, 3]`, `float32[]` for 0-d, the type's name alone for a value."""
         return self.dtype if self.kind in ("value", "skip") else f"{self.dtype}{list(self.shape)}"
+
+
+@lru_cache(maxsize=4096)
+def array_spec(dtype: str, shape: tuple[int, ...]) -> LeafSpec:
+    """Return the spec of an array."""
+    return LeafSpec("array", dtype, shape)
 
 
 def data_spec(spec: LeafSpec) -> LeafSpec:
