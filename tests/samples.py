@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from milepost.stores import Hold, MemoryStore, ObjectInfo
+from milepost.stores import Store
 
 Array = np.ndarray[Any, Any]
 
@@ -39,7 +38,11 @@ def numbers(dtype: np.dtype[Any], count: int = 24) -> Array:
     if dtype.kind == "U":
         return np.array(["", "é☃", "abc"] * count, dtype)[:count]
     if dtype.kind in "SV" and dtype.names is None and dtype.name not in ML_DTYPES:
-        return np.frombuffer(rng.bytes(count * dtype.itemsize), dtype, count).copy() if dtype.itemsize else np.zeros(count, dtype)
+        return (
+            np.frombuffer(rng.bytes(count * dtype.itemsize), dtype, count).copy()
+            if dtype.itemsize
+            else np.zeros(count, dtype)
+        )
     if dtype.names is None:
         return (np.arange(count) % 2 - 0.0).astype(dtype)
     data = np.zeros(count, dtype)
@@ -98,29 +101,17 @@ def same(found: Any, wanted: Any) -> bool:
 
 
 class CountingStore:
-    """A store in memory that counts the bytes that are read from packs."""
+    """A store that counts the bytes that are read from packs; everything else is the real store's."""
 
-    def __init__(self) -> None:
-        self.inner = MemoryStore()
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self.nbytes = 0
-        self.reads = 0
-
-    @property
-    def url(self) -> str:
-        return self.inner.url
-
-    def get(self, key: str, **options: Any) -> memoryview:
-        data = self.inner.get(key, **options)
-        if key.endswith(".safetensors"):
-            self.nbytes += len(data)
-            self.reads += 1
-        return data
-
-    def list(self, prefix: str, **options: Any) -> Iterator[ObjectInfo]:
-        return self.inner.list(prefix, **options)
-
-    def hold(self, key: str, **options: Any) -> Hold:
-        return self.inner.hold(key, **options)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
+        return getattr(self._store, name)
+
+    def get(self, key: str, **options: Any) -> memoryview:
+        data = self._store.get(key, **options)
+        if key.endswith(".safetensors"):
+            self.nbytes += len(data)
+        return data

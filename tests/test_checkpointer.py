@@ -750,3 +750,40 @@ def test_a_store_may_be_given_open(root: Path) -> None:
     with mp.Checkpointer(store) as saver:
         saver.save(0, tree())
     assert list(mp.open(str(root))) == [0]
+
+
+def test_a_closed_checkpointer_saves_no_more(memory: MemoryStore) -> None:
+    saver = mp.Checkpointer(memory)
+    saver.save(1, tree())
+    saver.close()
+    with pytest.raises(mp.ConflictError, match="was closed") as caught:
+        saver.save(2, tree())
+    assert caught.value.code == "closed"
+
+
+def test_a_checkpoint_names_the_one_before_it(memory: MemoryStore) -> None:
+    with mp.Checkpointer(memory) as saver:
+        for step in (1, 2, 3):
+            saver.save(step, tree(step))
+        saver.wait()
+        assert [saver.catalog[step].info.parent for step in (1, 2, 3)] == [None, "1", "2"]
+    with mp.Checkpointer(memory, resume_from=mp.open(memory)[1]) as saver:
+        saver.save(2, tree(20))
+        saver.save(5, tree(50))
+        saver.wait()
+        assert [saver.catalog[step].info.parent for step in (2, 5)] == ["1", "2.g2"]
+
+
+def test_metrics_that_cannot_be_stored_are_named(memory: MemoryStore) -> None:
+    with mp.Checkpointer(memory) as saver, pytest.raises(mp.UnsupportedLeafError, match="metrics: a value of type"):
+        saver.save(1, tree(), metrics={"f": lambda: 0})
+
+
+def test_a_pending_save_shows_how_it_stands(memory: MemoryStore) -> None:
+    store = Blocking(memory)
+    with mp.Checkpointer(store) as saver:
+        pending = saver.save(3, tree())
+        assert repr(pending) == "<PendingSave of step 3, being written>"
+        store.gate.set()
+        pending.result()
+        assert repr(pending) == "<PendingSave of step 3, committed>"

@@ -25,6 +25,7 @@ from milepost.table import Row, html, text
 _log = logging.getLogger("milepost")
 _T = TypeVar("_T")
 _UNSET: Any = object()
+_DAMAGED = "damaged"
 
 
 @final
@@ -328,8 +329,8 @@ class Catalog(Mapping[int, Checkpoint]):
             self.refresh()
             pruning = self._judged(policy)
             busy = tuple(step for step in pruning.dropped if not self._retire(step))
-            for step in pruning.kept:  # what an overwrite or a branch has put another generation over
-                if len(self._slots[step]) > 1:
+            for step, reason in pruning.kept.items():  # what an overwrite or a branch put another generation over
+                if len(self._slots[step]) > 1 and reason != _DAMAGED:
                     self._retire(step, all_but=1)
         dropped = {step: nbytes for step, nbytes in pruning.dropped.items() if step not in busy}
         if dropped:
@@ -353,7 +354,7 @@ class Catalog(Mapping[int, Checkpoint]):
                 kept[latest[0].step] = " · ".join(filter(None, ["latest", kept.get(latest[0].step, "")]))
         there = set(self)
         for step in there.difference(checkpoint.step for checkpoint in whole):
-            kept[step] = "damaged"
+            kept[step] = _DAMAGED
         dropped = [checkpoint for checkpoint in whole if checkpoint.step not in kept]
         sizes = _freed(whole, dropped)
         return Pruning({step: kept[step] for step in sorted(kept) if step in there}, sizes)

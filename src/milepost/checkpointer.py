@@ -26,6 +26,7 @@ from milepost.errors import (
     SaveFailedError,
     StorageError,
     StructureError,
+    UnsupportedLeafError,
     message,
 )
 from milepost.group import Group, Solo
@@ -124,6 +125,7 @@ class Checkpointer:
         self._opened_s = time.monotonic()
         self._last_s: float | None = None
         self._stopping = False
+        self._closed = False
         self._signals = Signals()
         if not read_only and _listens(self._save):
             self._signals.install()
@@ -216,6 +218,8 @@ class Checkpointer:
         if isinstance(step, bool) or not hasattr(step, "__index__") or not 0 <= int(step) <= MAX_STEP:
             raise ValueError(f"step {step!r}: a step is an integer from 0 to 2^63 - 1")
         step = int(step)
+        if self._closed:
+            raise ConflictError(f"{self._root.url}: this Checkpointer was closed\n  Make another one.", code="closed")
         if self._read_only:
             raise ConflictError(
                 f"{self._root.url} was opened with read_only=True\n  Open it without.", code="read_only"
@@ -245,12 +249,13 @@ class Checkpointer:
             self._lock = self._root.locked()
         start, self._resume_from = self._resume_from, None
         record = self._lock.epoch(None if start is None else self._root.steps.parse(start.info.slot))
-        self._parent = record.resumed_from
+        if start is not None or self._parent is None:
+            self._parent = record.resumed_from
         replaces = self._conflicts(step, overwrite, behind)
         pin = pin_name(self._save, step)
         return Order(
-            step, self._reasons.get(step, "asked for"), encode(dict(metrics or {})), encode(dict(metadata or {})),
-            [pin] if pin else [], str(self._keep), record.resumed_from, replaces,
+            step, self._reasons.get(step, "asked for"), _encoded("metrics", metrics), _encoded("metadata", metadata),
+            [pin] if pin else [], str(self._keep), self._parent, replaces,
         )  # fmt: skip
 
     def _conflicts(self, step: int, overwrite: bool, behind: bool) -> list[Slot]:
@@ -304,7 +309,7 @@ class Checkpointer:
         checkpoint, failure = None, None
         try:
             written = saving.write(self._root, self._lock, order, captured, buffers, base=base, limits=self._limits)
-            self._base = written.base
+            self._base, self._parent = written.base, written.slot.name
             checkpoint = Checkpoint(Opened(self._root, written.slot, written.manifest, rank=self._group.rank))
             self._committed(order, written)
         except CheckpointError as error:
@@ -383,6 +388,7 @@ class Checkpointer:
         try:
             self.wait()
         finally:
+            self._closed = True
             if self._lock is not None:
                 self._lock.close()
                 self._lock = None
@@ -437,6 +443,13 @@ def load(where: Where, like: _T = _UNSET, *, step: int | None = None) -> _T:
     if checkpoint is None:
         raise NotFoundError(f"{catalog!r} has no checkpoint yet")
     return checkpoint.load() if like is _UNSET else checkpoint.load(like=like)
+
+
+def _encoded(name: str, data: Mapping[str, Any] | None) -> Any:
+    try:
+        return encode(dict(data or {}))
+    except UnsupportedLeafError as error:
+        raise UnsupportedLeafError(f"{name}: {error}") from None
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> None:

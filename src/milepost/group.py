@@ -13,8 +13,8 @@ class Group(Protocol):
     def rank(self) -> int: ...
     @property
     def size(self) -> int: ...
-    def gather(self, tag: str, data: bytes, *, timeout_s: float | None = None) -> list[bytes]:
-        """Return what every process gave under this tag, by rank. Every process must call this."""
+    def gather(self, tag: str, data: bytes, *, timeout_s: float | None = None) -> list[bytes] | None:
+        """Return what every process gave under this tag, by rank, on process 0; None elsewhere. Every process calls it."""
         ...
 
     def broadcast(self, tag: str, data: bytes, *, timeout_s: float | None = None) -> bytes:

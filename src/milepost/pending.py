@@ -70,6 +70,10 @@ class PendingSave:
             except Exception:  # noqa: BLE001 a callback's error is not the save's, and has nobody else to go to
                 _log.exception("a callback of the save of step %d failed", self.step)
 
+    def __repr__(self) -> str:
+        state = "being written" if not self.done() else "failed" if self.failed else "committed"
+        return f"<PendingSave of step {self.step}, {state}>"
+
     @property
     def failed(self) -> bool:
         """Whether it is over and failed."""

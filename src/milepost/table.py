@@ -60,7 +60,7 @@ def html(found: Sequence[Row]) -> str:
 
 
 def cells(found: Sequence[Row]) -> list[list[str]]:
-    """Return the head and the rows as cells of text."""
+    """Return the head and the rows as cells of text, control characters made visible."""
     names = list(dict.fromkeys(name for row in found for name, value in row.metrics.items() if _is_number(value)))[:4]
     head = ["STEP", "AGE", "SIZE", "NEW", *names, "SAVED BECAUSE", "KEPT BECAUSE"]
     body = [
@@ -75,7 +75,7 @@ def cells(found: Sequence[Row]) -> list[list[str]]:
         ]
         for row in found
     ]
-    return [head, *body]
+    return [["".join(c if c.isprintable() else "·" for c in cell) for cell in row] for row in [head, *body]]
 
 
 def _state(row: Row) -> str:
