@@ -60,7 +60,7 @@ def forms(data: Array) -> dict[str, Array]:
     frozen = grid.copy()
     frozen.flags.writeable = False
     found = {
-        "0-d": data[3].reshape(()) if data.dtype.names is None else data[3:4].reshape(()),
+        "0-d": data[3:4].reshape(()),
         "1-d": data.copy(),
         "empty": grid[:0].copy(),
         "empty inside": grid[:, :0].copy(),
@@ -89,6 +89,8 @@ def bits(array: Any) -> tuple[tuple[int, ...], bytes]:
         movers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
         return tuple(plain.shape), plain.view(movers[plain.element_size()]).numpy().tobytes()
     data = np.asarray(array)
+    if data.dtype.names is not None and data.itemsize:
+        data = data.view(f"V{data.itemsize}")  # else padding is not copied
     if data.dtype.byteorder == ">" and data.dtype.names is None:
         data = data.astype(data.dtype.newbyteorder("<"))
     return data.shape, data.tobytes()
@@ -96,8 +98,7 @@ def bits(array: Any) -> tuple[tuple[int, ...], bytes]:
 
 def same(found: Any, wanted: Any) -> bool:
     """Whether two NumPy arrays agree in dtype, byte order, shape and every bit."""
-    orders = [array.dtype.newbyteorder("=").byteorder == array.dtype.byteorder for array in (found, wanted)]
-    return found.dtype == wanted.dtype and orders[0] == orders[1] and bits(found) == bits(wanted)
+    return found.dtype == wanted.dtype and found.dtype.isnative == wanted.dtype.isnative and bits(found) == bits(wanted)
 
 
 class CountingStore:

@@ -446,6 +446,20 @@ def test_an_eager_read_checks_every_byte(root: Path) -> None:
     mp.load(root)
 
 
+def test_arrays_come_back_in_their_frameworks_when_asked_for(root: Path) -> None:
+    import jax.numpy as jnp
+    import torch
+
+    mp.save(root, {"t": torch.arange(3), "j": jnp.arange(3), "n": np.arange(3)})
+    checkpoint = mp.open(root)[0]
+
+    loaded = checkpoint.load(frameworks="saved")
+    assert [type(loaded[key]).__module__.partition(".")[0] for key in "tjn"] == ["torch", "jaxlib", "numpy"]
+    assert {type(value) for value in checkpoint.load().values()} == {np.ndarray}
+    with pytest.raises(mp.StructureError, match="cannot be lazy"):
+        checkpoint.load(frameworks="saved", lazy=True)
+
+
 def test_a_lazy_load_is_unchecked_until_verify(root: Path) -> None:
     fill(root, 1)
     flip(pack_of(root, 1), 4096)

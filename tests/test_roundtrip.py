@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_np
 from safetensors import safe_open
 from safetensors.numpy import load_file
-from samples import ML_DTYPES, NUMPY_DTYPES, CountingStore, bits, forms, numbers, same
 
 import milepost as mp
 from milepost import SKIP, LeafSpec, NotFoundError, StructureError, UnsupportedLeafError
+from milepost.model import keypath
 from milepost.model.format import CHUNK
 from milepost.stores import MemoryStore
+from samples import ML_DTYPES, NUMPY_DTYPES, CountingStore, bits, forms, numbers, same
 
 
 @pytest.fixture(scope="module", params=["local", "memory"])
@@ -44,7 +45,7 @@ def memory() -> MemoryStore:
 @pytest.mark.parametrize("name", NUMPY_DTYPES)
 def test_arrays_of_every_dtype_and_form_come_back_bit_for_bit(everything: Any, name: str) -> None:
     tree, saved = everything
-    found = saved.at(name).load()
+    found = saved.at(keypath.segment(name)).load()
 
     assert list(found) == list(tree[name])
     for form, array in tree[name].items():
@@ -56,10 +57,10 @@ def test_arrays_of_every_dtype_and_form_come_back_bit_for_bit(everything: Any, n
 @pytest.mark.parametrize("name", NUMPY_DTYPES)
 def test_like_may_be_the_arrays_themselves_or_their_specs(everything: Any, name: str) -> None:
     tree, saved = everything
-    specs = {form: ref.spec for form, ref in saved.at(name).leaves.items()}
+    specs = {form: ref.spec for form, ref in saved.at(keypath.segment(name)).leaves.items()}
 
     for like in (tree[name], specs):
-        found = saved.at(name).load(like=like)
+        found = saved.at(keypath.segment(name)).load(like=like)
         for form, array in tree[name].items():
             assert same(found[form], array), form
 
@@ -70,12 +71,14 @@ def test_arrays_of_every_dtype_and_form_are_filled_in_place(everything: Any, nam
     target = {form: np.zeros_like(array, subok=False) for form, array in tree[name].items()}
     target["strided"] = np.zeros((4, 6), tree[name]["strided"].dtype)[::2, 1::3]
     before = dict(target)
-    saved.at(name).load_into(target)
+    saved.at(keypath.segment(name)).load_into(target)
 
     for form, array in tree[name].items():
         assert target[form] is before[form], form
-        assert bits(target[form]) == bits(array) or array.dtype.names is not None, form
-        assert np.array_equal(target[form], array) or array.dtype.kind in "fcMVW", form
+        if array.dtype.names is None or target[form].flags.c_contiguous:
+            assert bits(target[form]) == bits(array), form
+        for field in array.dtype.names or ():  # into strided memory NumPy copies no padding
+            assert bits(target[form][field]) == bits(array[field]), form
 
 
 def test_lazy_arrays_are_views_of_the_file_that_nobody_else_sees_changed(root: Any) -> None:
@@ -156,8 +159,8 @@ VALUES = {
     "none": None, "bool": True, "int": 2**100, "negative": -(2**70), "float": 0.1, "minus zero": -0.0, "inf": -np.inf,
     "complex": 1 - 0.0j, "text": "naïve ☃", "bytes": b"\x00\xff", "date": dt.date(2026, 11, 24),
     "datetime": dt.datetime(2026, 11, 24, 20, 15, tzinfo=dt.timezone(dt.timedelta(hours=5, minutes=30))),
-    "delta": dt.timedelta(1, 2, 3), "scalar": np.float32(0.1), "half": ml_dtypes.bfloat16(1.5), "dtype": np.dtype(">f4"),
-    "empty": np.str_(""), "path": pathlib.Path("runs/7"), "time": np.datetime64("NaT", "ms"),
+    "delta": dt.timedelta(1, 2, 3), "scalar": np.float32(0.1), "half": ml_dtypes.bfloat16(1.5),
+    "dtype": np.dtype(">f4"), "empty": np.str_(""), "path": pathlib.Path("runs/7"), "time": np.datetime64("NaT", "ms"),
 }  # fmt: skip
 
 
@@ -190,9 +193,10 @@ def test_values_are_replaced_in_place_and_those_that_cannot_be_must_be_equal_alr
 @pytest.mark.parametrize(
     ("value", "like", "found"),
     [
-        (3, np.zeros((), np.int64), np.array(3)), (np.array(3), 0, 3), (2.5, np.zeros((), np.float32), np.array(2.5, "f4")),
-        (np.array(2.5, "f4"), 0.0, 2.5), (3, np.zeros((), np.float32), np.array(3, "f4")), (np.array(True), False, True),
-        (np.array(3, "i2"), np.int64(0), np.int64(3)), (7, np.zeros((), ml_dtypes.int4), np.array(7, ml_dtypes.int4)),
+        (3, np.zeros((), np.int64), np.array(3)), (np.array(3), 0, 3), (np.array(True), False, True),
+        (2.5, np.zeros((), np.float32), np.array(2.5, "f4")), (np.array(2.5, "f4"), 0.0, 2.5),
+        (3, np.zeros((), np.float32), np.array(3, "f4")), (np.str_("ab"), np.array("", "U2"), np.array("ab")),
+        (np.array(3, "i2"), np.int16(0), np.int16(3)), (7, np.zeros((), ml_dtypes.int4), np.array(7, ml_dtypes.int4)),
     ],
 )  # fmt: skip
 def test_a_number_fills_an_array_without_dimensions_and_the_reverse(
@@ -507,7 +511,7 @@ def test_a_slice_of_a_stored_leaf_equals_numpys(data: st.DataObject, shape: tupl
         found, wanted = ref[index], array[index]
 
         assert np.array_equal(found, wanted)
-        assert (np.shape(found), np.asarray(found).dtype) == (np.shape(wanted), array.dtype)
+        assert (np.shape(found), np.asarray(found).dtype) == (np.shape(wanted), np.asarray(wanted).dtype)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from milepost.catalog import Catalog, Pruning, Restored
 from milepost.catalog import open_catalog as open  # noqa: A004 always written `milepost.open`, as in `gzip.open`
 from milepost.checkpoint import Checkpoint, Report
 from milepost.checkpointer import Checkpointer, load, save
+from milepost.component import Level
 from milepost.diff import Diff
 from milepost.engine.transfer import Limits
 from milepost.errors import (
@@ -39,13 +40,15 @@ from milepost.policy import (
     Within,
     register_strategy,
 )
+from milepost.session import Item, Session, bind
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "SKIP", "All", "Best", "Box", "Catalog", "Checkpoint", "CheckpointError", "Checkpointer", "CommitUnknownError",
-    "ConflictError", "Continuous", "CorruptionError", "Diff", "Every", "EveryNSteps", "First", "FormatError", "Latest",
-    "LeafRef", "LeafSpec", "Limits", "NotFoundError", "OnPreemption", "OnSteps", "PendingSave", "PerProcess", "Pruning",
-    "Report", "Restored", "SaveFailedError", "Spaced", "StepFormat", "StorageError", "StructureError",
-    "UnsupportedLeafError", "Window", "Within", "load", "open", "register_strategy", "save",
+    "ConflictError", "Continuous", "CorruptionError", "Diff", "Every", "EveryNSteps", "First", "FormatError", "Item",
+    "Latest", "LeafRef", "LeafSpec", "Level", "Limits", "NotFoundError", "OnPreemption", "OnSteps", "PendingSave",
+    "PerProcess", "Pruning", "Report", "Restored", "SaveFailedError", "Session", "Spaced", "StepFormat",
+    "StorageError", "StructureError", "UnsupportedLeafError", "Window", "Within", "bind", "load", "open",
+    "register_strategy", "save",
 ]  # fmt: skip

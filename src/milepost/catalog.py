@@ -8,16 +8,19 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar, final
+from typing import Any, Literal, TypeVar, final
 
 from milepost.checkpoint import Checkpoint, Opened
-from milepost.engine.commit import Head, Root, now, open_root, opened_slot
+from milepost.engine.commit import Lock
+from milepost.engine.epochs import Head, now
+from milepost.engine.opening import open_root, opened_slot
+from milepost.engine.root import Root
 from milepost.errors import ConflictError, CorruptionError, NotFoundError, folded
 from milepost.model import format as fmt
-from milepost.model.format import Manifest, Note, Slot
+from milepost.model.format import Manifest, Note, Slot, StepFormat
 from milepost.model.keypath import Globs
 from milepost.model.value import decode, encode
+from milepost.outcomes import Pruning, Restored, freed
 from milepost.policy import KeepPolicy, Metric, Mode, Saved, keep_policy, ranked
 from milepost.stores import Store, open_store
 from milepost.table import Row, html, text
@@ -26,43 +29,6 @@ _log = logging.getLogger("milepost")
 _T = TypeVar("_T")
 _UNSET: Any = object()
 _DAMAGED = "damaged"
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Restored(Generic[_T]):
-    """What `restore` gave back.
-
-    Attributes:
-        tree: the tree.
-        checkpoint: where it came from.
-        skipped: newer steps that did not verify, with what was wrong.
-    """
-
-    tree: _T
-    checkpoint: Checkpoint
-    skipped: tuple[tuple[int, CorruptionError], ...] = ()
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Pruning:
-    """What a keep policy says of a catalog.
-
-    Attributes:
-        kept: step -> why it stays.
-        dropped: step -> bytes of the files that only it holds, or would hold with the other dropped ones gone.
-        busy: steps to be dropped that somebody is reading; they stay until the next time.
-    """
-
-    kept: dict[int, str]
-    dropped: dict[int, int] = field(default_factory=dict[int, int])
-    busy: tuple[int, ...] = ()
-
-    def __str__(self) -> str:
-        kept = [f"  keep {step:>12}  {reason}" for step, reason in self.kept.items()]
-        dropped = [f"  drop {step:>12}  {nbytes:,} bytes" for step, nbytes in self.dropped.items()]
-        return "\n".join([*kept, *dropped])
 
 
 @final
@@ -84,7 +50,7 @@ class Catalog(Mapping[int, Checkpoint]):
         self._root, self._keep, self._rank, self._fell_back = root, keep, rank, fell_back
         self._slots: dict[int, list[Slot]] = {}
         self._head = Head()
-        self._opened: dict[str, Opened | None] = {}
+        self._opened: dict[str, Opened] = {}
         self.refresh()
 
     # --- a mapping
@@ -98,40 +64,65 @@ class Catalog(Mapping[int, Checkpoint]):
         self._opened.clear()
 
     def __getitem__(self, step: int) -> Checkpoint:
-        found = self.get(step)
-        if found is not None:
-            return found
+        opened = self._current(step)
+        if opened is None:
+            raise self._no_step(step)
+        return Checkpoint(opened)
+
+    def _no_step(self, step: int) -> NotFoundError:
         steps = list(self)
         near = min(steps, key=lambda other: abs(other - step), default=None)
         there = f"There are {folded(steps)}; the nearest is {near}." if steps else "There is none at all."
-        raise NotFoundError(f"{self._root.url} has no step {step}\n  {there}")
+        return NotFoundError(f"{self._root.url} has no step {step}\n  {there}")
 
     def get(self, step: int, default: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for slot in reversed(self._slots.get(step, [])):
-            opened = self._open(slot)
-            if opened is not None:
-                return Checkpoint(opened)
-        return default
+        opened = self._current(step)
+        return default if opened is None else Checkpoint(opened)
 
     def __contains__(self, step: object) -> bool:
-        return isinstance(step, int) and any(self._root.committed(slot) for slot in self._slots.get(step, []))
+        return isinstance(step, int) and self._has(step)
 
     def __iter__(self) -> Iterator[int]:
-        return (step for step, slots in self._slots.items() if any(map(self._root.committed, slots)))
+        return (step for step in list(self._slots) if self._has(step))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def _has(self, step: int) -> bool:
+        while not any(map(self._root.committed, self._slots.get(step, []))):
+            if not self._listed_anew(step):
+                return False
+        return True
+
+    def _current(self, step: int) -> Opened | None:
+        """Return a step's checkpoint: its highest generation, of those in the line if there are any."""
+        while True:
+            newest = None
+            for slot in reversed(self._slots.get(step, [])):
+                opened = self._open(slot)
+                if opened is not None and not opened.superseded:
+                    return opened
+                newest = newest or opened
+            if newest is not None or not self._listed_anew(step):
+                return newest
+
+    def _listed_anew(self, step: int) -> bool:
+        """List the generations of a step again; return whether they differ: it may have been overwritten meanwhile."""
+        before = self._slots.get(step, [])
+        if before:
+            self._slots[step] = [slot for slot in self._root.slots() if slot.step == step]
+        return self._slots.get(step, []) != before
+
     def _open(self, slot: Slot) -> Opened | None:
         if slot.name not in self._opened:
             manifest = self._root.manifest(slot)
-            self._opened[slot.name] = None if manifest is None else self._handle(slot, manifest)
+            if manifest is None:
+                return None
+            self._opened[slot.name] = self._handle(slot, manifest)
         return self._opened[slot.name]
 
     def _handle(self, slot: Slot, manifest: Manifest) -> Opened:
-        start = self._root.steps.parse(self._head.slot) if self._head.slot is not None else None
-        late = manifest.epoch < self._head.epoch and slot.step > (start.step if start is not None else -1)
-        superseded = slot.name in self._head.superseded or late
+        superseded = self._root.superseded(slot, manifest, self._head)
         return Opened(self._root, slot, manifest, rank=self._rank, superseded=superseded)
 
     @property
@@ -139,6 +130,11 @@ class Catalog(Mapping[int, Checkpoint]):
         """What identifies the run: the metadata that the root was made with."""
         record = self._root.record
         return {} if record is None or record.metadata is None else decode(record.metadata)
+
+    @property
+    def step_format(self) -> StepFormat:
+        """How the slots of this root are named."""
+        return self._root.steps
 
     # --- which one
 
@@ -220,8 +216,9 @@ class Catalog(Mapping[int, Checkpoint]):
     def _note(self, step: int, **content: Any) -> None:
         if step not in self:
             self.refresh()
-        self[step]
-        opened = next(opened for slot in reversed(self._slots[step]) if (opened := self._open(slot)) is not None)
+        opened = self._current(step)
+        if opened is None:
+            raise self._no_step(step)
         note = Note(format=fmt.FORMAT, checkpoint=opened.manifest.id, time=now(), **content)
         self._root.note(opened.slot, opened.manifest, note)
         del self._opened[opened.slot.name]
@@ -297,17 +294,23 @@ class Catalog(Mapping[int, Checkpoint]):
                 yield self._root.steps.slot(latest.step), latest
             return
         self.refresh()
-        slots = (slot for slots in self._slots.values() for slot in slots)
-        newest: dict[int, Slot] = {slot.step: slot for slot in slots if self._root.committed(slot)}
-        line = sorted(newest.values(), key=lambda slot: (slot.name not in self._head.superseded, slot.step))
-        for slot in reversed(line):
+        slots = sorted(
+            [slot for slots in self._slots.values() for slot in slots],
+            key=lambda slot: (slot.name not in self._head.superseded, slot.step, slot.generation),
+            reverse=True,
+        )
+        out_of_line: list[tuple[Slot, Checkpoint]] = []
+        for slot in slots:
             try:
                 opened = self._open(slot)
             except CorruptionError as error:
                 yield slot, error
                 continue
-            if opened is not None:
+            if opened is not None and opened.superseded:
+                out_of_line.append((slot, Checkpoint(opened)))
+            elif opened is not None:
                 yield slot, Checkpoint(opened)
+        yield from out_of_line
 
     # --- what goes
 
@@ -319,19 +322,22 @@ class Catalog(Mapping[int, Checkpoint]):
             dry_run: say what would go, and delete nothing.
 
         Raises:
-            ConflictError: `locked`, another process writes to the root.
+            ConflictError: `locked`, another process writes to the root; `fenced`, it took over from this one.
         """
         policy = keep_policy(keep if keep is not None else self._keep)
         if dry_run:
             self.refresh()
             return self._judged(policy)
-        with self._root.locked():
+        with Lock(self._root) as lock:
+            lock.check()
             self.refresh()
             pruning = self._judged(policy)
-            busy = tuple(step for step in pruning.dropped if not self._retire(step))
+            busy = tuple(step for step in pruning.dropped if not self._dropped(lock, step))
             for step, reason in pruning.kept.items():  # what an overwrite or a branch put another generation over
-                if len(self._slots[step]) > 1 and reason != _DAMAGED:
-                    self._retire(step, all_but=1)
+                several = len(self._slots[step]) > 1 and reason != _DAMAGED
+                if several and (current := self._current(step)) is not None:
+                    older = [slot for slot in self._slots[step] if slot.generation < current.slot.generation]
+                    self._retired(lock, older)
         dropped = {step: nbytes for step, nbytes in pruning.dropped.items() if step not in busy}
         if dropped:
             _log.info("pruned %d steps of %s: %d bytes", len(dropped), self._root.url, sum(dropped.values()))
@@ -356,7 +362,7 @@ class Catalog(Mapping[int, Checkpoint]):
         for step in there.difference(checkpoint.step for checkpoint in whole):
             kept[step] = _DAMAGED
         dropped = [checkpoint for checkpoint in whole if checkpoint.step not in kept]
-        sizes = _freed(whole, dropped)
+        sizes = freed(whole, dropped)
         return Pruning({step: kept[step] for step in sorted(kept) if step in there}, sizes)
 
     def delete(self, step: int) -> None:
@@ -366,19 +372,30 @@ class Catalog(Mapping[int, Checkpoint]):
             NotFoundError: there is no such step.
             ConflictError: `busy`, somebody is reading it; `locked`, another process writes to the root.
         """
-        with self._root.locked():
+        with Lock(self._root) as lock:
+            lock.check()
             self.refresh()
             self[step]
-            if not self._retire(step):
+            if not self._retired(lock, self._slots[step]):
                 raise ConflictError(
                     f"step {step} of {self._root.url} is being read\n  Try again when the reader is done.", code="busy"
                 )
         self.refresh()
 
-    def _retire(self, step: int, *, all_but: int = 0) -> bool:
+    def _dropped(self, lock: Lock, step: int) -> bool:
+        """Retire what a policy has let go; False if a reader holds it, or if what the policy was told has changed."""
+        judged = self._current(step)
+
+        def still() -> bool:
+            if judged is None or self._root.head() != self._head:
+                return False
+            return len(self._root.notes(judged.slot, judged.manifest)) == len(judged.notes)
+
+        return self._retired(lock, self._slots[step], still)
+
+    def _retired(self, lock: Lock, slots: Sequence[Slot], still: Callable[[], bool] | None = None) -> bool:
         # The newest generation goes last and only after the others, so that an older one never shows in its place.
-        committed = [slot for slot in self._slots[step] if self._root.committed(slot)]
-        return all(self._root.retire(slot) for slot in committed[: len(committed) - all_but])
+        return all(lock.retire(slot, still=still) for slot in slots if self._root.committed(slot))
 
     # --- what comes
 
@@ -482,16 +499,3 @@ def _recorded(catalog: Catalog) -> KeepPolicy | None:
 
 def _add(kept: dict[int, str], step: int, reason: str) -> None:
     kept[step] = f"{kept[step]} · {reason}" if step in kept else reason
-
-
-def _freed(whole: Sequence[Checkpoint], dropped: Sequence[Checkpoint]) -> dict[int, int]:
-    """Return how many bytes each dropped step frees; a file that several share counts where it goes last."""
-    going = {checkpoint.step for checkpoint in dropped}
-    staying = {name for checkpoint in whole if checkpoint.step not in going for name, _, _ in checkpoint.info.files}
-    freed: dict[int, int] = {}
-    counted = set(staying)
-    for checkpoint in sorted(dropped, key=lambda checkpoint: -checkpoint.step):
-        own = [(name, nbytes) for name, nbytes, _ in checkpoint.info.files if name not in counted or "-" not in name]
-        freed[checkpoint.step] = sum(nbytes for _, nbytes in own)
-        counted.update(name for name, _ in own)
-    return dict(sorted(freed.items()))

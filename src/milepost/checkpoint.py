@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeVar, cast, final
 import xxhash
 
 from milepost.diff import Diff, compared
-from milepost.engine.commit import Root
 from milepost.engine.fit import Options
 from milepost.engine.place import load_into, load_like, load_plain
+from milepost.engine.root import Root
 from milepost.engine.stored import Stored
 from milepost.errors import CheckpointError, CorruptionError, Damage, FormatError, NotFoundError, folded, message
 from milepost.leafref import LeafRef, Leaves, Opened
@@ -176,6 +176,7 @@ class Checkpoint:
         only: Globs | None = None,
         exclude: Globs = (),
         lazy: bool = False,
+        frameworks: Literal["numpy", "saved"] = "numpy",
     ) -> _T:
         """Return the saved tree, every byte checked.
 
@@ -190,13 +191,15 @@ class Checkpoint:
             only: read these paths of `like` alone (globs); the rest of `like` stays as it is.
             exclude: leave these paths as they are in `like`.
             lazy: map files instead of reading them: no copy, nothing checked until `verify`. Local roots only.
+            frameworks: without `like`, `saved` gives arrays back in the frameworks that they were saved from, as far
+                as the program has loaded these.
 
         Raises:
             StructureError: the trees differ; all differences at once, before a byte is read.
             CorruptionError: bytes are not those that were written.
             NotFoundError: `deleted`, the step was retired meanwhile.
         """
-        options = Options(rename or {}, missing, unexpected, dtype, only, exclude, lazy)
+        options = Options(rename or {}, missing, unexpected, dtype, only, exclude, lazy, frameworks)
         with self._reading("loaded"):
             if like is _UNSET:
                 return load_plain(self._stored, options)

@@ -15,7 +15,9 @@ from milepost.catalog import Catalog, open_catalog
 from milepost.checkpoint import Checkpoint, Opened
 from milepost.engine import save as saving
 from milepost.engine.capture import Arena, borrowed, capture, copied_nbytes
-from milepost.engine.commit import Lock, Root, open_root
+from milepost.engine.commit import Lock
+from milepost.engine.opening import open_root
+from milepost.engine.root import Root
 from milepost.engine.save import Base, Captured, Order, Written
 from milepost.engine.transfer import Limits
 from milepost.errors import (
@@ -246,9 +248,10 @@ class Checkpointer:
         behind: bool,
     ) -> Order:
         if self._lock is None:
-            self._lock = self._root.locked()
-        start, self._resume_from = self._resume_from, None
+            self._lock = Lock(self._root)
+        start = self._resume_from
         record = self._lock.epoch(None if start is None else self._root.steps.parse(start.info.slot))
+        self._resume_from = None
         if start is not None or self._parent is None:
             self._parent = record.resumed_from
         replaces = self._conflicts(step, overwrite, behind)
@@ -264,15 +267,13 @@ class Checkpointer:
         Raises:
             ConflictError: `exists` or `behind`.
         """
-        slots, head = self._root.slots(), self._root.head()
-        there = [slot for slot in slots if slot.step == step and self._root.committed(slot)]
-        if there and there[-1].name not in head.superseded:
+        head, slots = self._root.head(), self._root.slots()
+        there = [slot for slot in slots if slot.step == step and self._root.is_in_line(slot, head)]
+        if there:
             if overwrite:
                 return there
-            manifest = self._root.manifest(there[-1])
             raise ConflictError(
-                f"{self._root.url} has step {step} already{f', saved {manifest.time}' if manifest else ''}\n"
-                "  Save the next step, or pass overwrite=True.",
+                f"{self._root.url} has step {step} already\n  Save the next step, or pass overwrite=True.",
                 code="exists",
             )
         latest = None if behind else self._root.latest(slots, head)
@@ -317,6 +318,9 @@ class Checkpointer:
         except Exception as error:  # noqa: BLE001 handed to whoever waits, with its cause
             failure = SaveFailedError(f"the save of step {order.step} failed: {type(error).__name__}: {error}")
             failure.__cause__ = ExceptionGroup("by process", [error])
+        except BaseException:  # Ctrl-C while the caller itself writes: nobody must wait for this save for ever
+            pending.finish(None, SaveFailedError(f"the save of step {order.step} was interrupted"))
+            raise
         if failure is not None:
             _log.error("step %d of %s was not saved: %s", order.step, self._root.url, failure)
         pending.finish(checkpoint, failure)

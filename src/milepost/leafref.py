@@ -11,7 +11,7 @@ from typing import Any, SupportsIndex, TypeAlias, final
 import numpy as np
 
 from milepost.adapters import Array
-from milepost.engine.commit import Root
+from milepost.engine.root import Root
 from milepost.engine.stored import Stored
 from milepost.engine.transfer import Source
 from milepost.errors import folded
@@ -124,11 +124,13 @@ class Opened:
 def _box_of(index: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Any, ...]]:
     """Return the box that basic indexing needs, and the index to apply to it afterwards."""
     items: list[Any] = list(index) if isinstance(index, tuple) else [index]  # pyright: ignore[reportUnknownArgumentType]
-    if any(item is not Ellipsis and not isinstance(item, slice) and not hasattr(item, "__index__") for item in items):
+    if not all(item is Ellipsis or isinstance(item, slice) or _is_integer(item) for item in items):
         raise TypeError(f"a leaf is indexed by integers, slices and `...`, not {index!r}: read() it first")
-    if Ellipsis in items:
-        at = items.index(Ellipsis)
-        items[at : at + 1] = [slice(None)] * (len(shape) - len(items) + 1)
+    places = [place for place, item in enumerate(items) if item is Ellipsis]
+    if len(places) > 1:
+        raise IndexError("an index has one `...` at most")
+    for place in places:
+        items[place : place + 1] = [slice(None)] * (len(shape) - len(items) + 1)
     if len(items) > len(shape):
         raise IndexError(f"{len(items)} indices for an array of shape {shape}")
     items += [slice(None)] * (len(shape) - len(items))
@@ -148,4 +150,10 @@ def _box_of(index: Any, shape: tuple[int, ...]) -> tuple[Box, tuple[Any, ...]]:
             rest.append(0)
         start.append(low)
         stop.append(high)
-    return Box(tuple(start), tuple(stop)), tuple(rest)
+    # With a `...` NumPy gives an array where it would give a scalar without.
+    return Box(tuple(start), tuple(stop)), (*rest, ...) if places else tuple(rest)
+
+
+def _is_integer(item: Any) -> bool:
+    # A bool is an index of another kind, and so is an array, though both can be made an integer.
+    return hasattr(item, "__index__") and not isinstance(item, bool | np.bool_) and np.ndim(item) == 0

@@ -56,7 +56,7 @@ class NumpyAdapter:
         pass
 
     def fill(self, target: Array, spec: LeafSpec, read: Read) -> None:
-        if target.flags.c_contiguous and target.dtype.names is None:
+        if target.flags.c_contiguous:
             read(Box.whole(spec.shape), target)
         else:
             target[...] = read(Box.whole(spec.shape))
@@ -73,34 +73,38 @@ ADAPTER = NumpyAdapter()
 
 @final
 class _Generator:
+    """Generators and their bit generators, with the seeds that `spawn` goes on from."""
+
     by_leaf = False
     by_value = True
 
     def owns(self, value: Any) -> bool:
-        return isinstance(value, np.random.Generator)
+        return isinstance(value, np.random.Generator | np.random.BitGenerator)
 
-    def tree(self, value: np.random.Generator) -> Any:
-        state = dict(value.bit_generator.state)
-        seeds = value.bit_generator.seed_seq
-        if type(seeds) is np.random.SeedSequence:  # what `spawn` goes on from
-            state["seed_seq"] = dict(seeds.state)
+    def tree(self, value: Any) -> Any:
+        bits = getattr(value, "bit_generator", value)
+        state = dict(bits.state)
+        if type(bits.seed_seq) is np.random.SeedSequence:  # what `spawn` goes on from
+            state["seed_seq"] = dict(bits.seed_seq.state)
         return state
 
-    def restore(self, value: np.random.Generator, tree: Any) -> None:
-        _check(tree, type(value.bit_generator).__name__)
+    def restore(self, value: Any, tree: Any) -> None:
+        bits = getattr(value, "bit_generator", value)
+        _check(tree, type(bits).__name__)
         state = dict(tree)
         seeds = state.pop("seed_seq", None)
         if seeds is None:
-            value.bit_generator.state = state
+            bits.state = state
         else:
             entropy = seeds["entropy"]
             seeds["entropy"] = [int(word) for word in entropy] if isinstance(entropy, np.ndarray) else entropy
-            generator: Any = value.bit_generator
-            generator.__setstate__((state, np.random.SeedSequence(**seeds)))
+            bits.__setstate__((state, np.random.SeedSequence(**seeds)))
 
 
 @final
 class _RandomState:
+    """The older `RandomState`, and NumPy's global one."""
+
     by_leaf = False
     by_value = True
 

@@ -86,7 +86,9 @@ class TorchAdapter:
         return array_spec(_NAMES[array.dtype], tuple(array.shape))
 
     def identity(self, array: torch.Tensor) -> Hashable | None:
-        if type(array) not in _TYPES or array.layout != torch.strided or array.is_meta or not array.numel():
+        if type(array) not in _TYPES or array.layout != torch.strided or array.is_nested or array.is_meta:
+            return None
+        if not array.numel():
             return None
         if (address := _address(array)) is None:
             return None
@@ -113,9 +115,9 @@ class TorchAdapter:
             return tensor
         if not like.is_meta:
             if not like.is_contiguous():
-                dense = torch.empty_like(like, dtype=tensor.dtype, device="cpu", requires_grad=False)
-                _movable(dense).copy_(_movable(tensor))
-                tensor = dense
+                memory = _movable(tensor)
+                dense = torch.empty_like(like, dtype=memory.dtype, device="cpu", requires_grad=False)
+                tensor = dense.copy_(memory).view(tensor.dtype)
             tensor = tensor.to(like.device)
         if isinstance(like, torch.nn.Parameter):
             return torch.nn.Parameter(tensor, requires_grad=like.requires_grad)
@@ -147,7 +149,7 @@ class TorchAdapter:
 
 def _tensor(data: Array, dtype: torch.dtype) -> torch.Tensor:
     if not data.size:
-        return torch.empty(data.shape, dtype=dtype)
+        return torch.empty(data.shape, dtype=_MOVERS[dtype.itemsize][0]).view(dtype)
     memory: Any = data.view(_MOVERS[data.itemsize][1]).reshape(data.shape)
     tensor: torch.Tensor = torch.from_numpy(memory)  # pyright: ignore[reportUnknownMemberType]
     return tensor.view(dtype)

@@ -21,7 +21,7 @@ from milepost.cli.output import cell, counted, emit, say
 from milepost.cli.probe import Check, disk_checks
 from milepost.cli.state import position_paths, random_paths
 from milepost.cli.target import Place, Target, TargetType, open_target
-from milepost.engine.commit import Writer, writer_of
+from milepost.engine.epochs import Writer, writer_of
 from milepost.errors import CorruptionError, NotFoundError, folded
 from milepost.model.format import FORMAT
 from milepost.stores import TEMPORARY, TRASH, open_store
@@ -51,7 +51,7 @@ def doctor(ctx: click.Context, target: Target, as_json: bool) -> None:
         if error.code != NO_STORE_CODE:
             raise
         place = None
-    writer = None if place is None else writer_of(place.root)
+    writer = None if place is None else writer_of(place.root.store)
     damage, latest = _latest(place)
     checks = [*_here(), *_disk(target, latest)]
     if place is not None:

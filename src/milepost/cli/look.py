@@ -13,7 +13,7 @@ from milepost.checkpoint import Checkpoint
 from milepost.cli.options import json_option, log_hushed, metric_option
 from milepost.cli.output import NONE, columns, count, counted, emit, flat_metrics, number, plain, say, stamp
 from milepost.cli.target import Place, Target, TargetType, open_target
-from milepost.engine.commit import Writer, writer_of
+from milepost.engine.epochs import Writer, writer_of
 from milepost.table import Row, age, size
 
 _METRICS = 4
@@ -37,7 +37,7 @@ def ls(target: Target, metric: str | None, as_json: bool) -> None:
     only = None if target.step is None else place.checkpoint(target, metric).step
     with log_hushed():
         found = [row for row in rows(place.catalog) if only is None or row.step == only]
-    writer = writer_of(place.root)
+    writer = writer_of(place.root.store)
     checkpoints = [each for row in found if row.created is not None and (each := place.catalog.get(row.step))]
     if as_json:
         _print_json(place, found, checkpoints, writer)

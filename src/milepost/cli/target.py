@@ -15,7 +15,8 @@ from milepost.catalog import Catalog
 from milepost.checkpoint import Checkpoint
 from milepost.cli.exits import INCOMPLETE, NO_STORE_CODE, USAGE, Refusal
 from milepost.cli.output import flat_metrics, number
-from milepost.engine.commit import Root, open_root, opened_slot
+from milepost.engine.opening import open_root, opened_slot
+from milepost.engine.root import Root
 from milepost.errors import CheckpointError, CorruptionError, FormatError, NotFoundError, folded
 from milepost.model import format as fmt
 from milepost.model import keypath

@@ -34,6 +34,7 @@ class Options:
     only: Globs | None = None
     exclude: Globs = ()
     lazy: bool = False
+    frameworks: Literal["numpy", "saved"] = "numpy"
 
 
 @final
@@ -171,8 +172,11 @@ def below(path: KeyPath, nodes: set[KeyPath]) -> bool:
 
 def _check_number(value: Any, spec: LeafSpec, path: KeyPath) -> None:
     """Refuse a saved number that a 0-d array cannot hold: an integer must fit exactly, a float in range."""
+    dtype = dtype_info(spec.dtype).numpy
+    if getattr(value, "dtype", None) == dtype:
+        return
     try:
-        held = converted(np.asarray(value), dtype_info(spec.dtype).numpy, None)
+        held = converted(np.asarray(value), dtype, None)
         fits = held.item() == value if isinstance(value, int) else bool(np.isinf(held) <= np.isinf(value))
     except (OverflowError, TypeError, ValueError):
         fits = False
@@ -195,7 +199,8 @@ def _python_number(like: Any, array: Array) -> Any:
 def _make(like: Any) -> tuple[Any, ...]:
     """Return what two leaves of `like` must have in common for one array to stand for both."""
     kind = cast("type[object]", type(like))
-    return kind, *(getattr(like, name, None) for name in ("sharding", "device", "requires_grad", "weak_type"))
+    names = ("committed", "weak_type") if hasattr(like, "sharding") else ("device", "requires_grad")
+    return kind, getattr(like, "sharding", None), *(getattr(like, name, None) for name in names)
 
 
 def _spec_of(value: Any, path: KeyPath) -> LeafSpec:

@@ -20,6 +20,8 @@ from milepost.model.value import encode
 
 def load_plain(stored: Stored, options: Options) -> Any:
     """Return the saved structure in builtin containers with NumPy leaves; what is not wanted comes as `SKIP`."""
+    if options.lazy and options.frameworks != "numpy":
+        raise StructureError('frameworks="saved" reads every leaf: it cannot be lazy')
     if options.rename or (options.missing, options.unexpected, options.dtype) != ("error", "error", "error"):
         raise StructureError(
             "`rename`, `missing`, `unexpected` and `dtype` say how the saved tree becomes `like`: they need a `like`"
@@ -38,8 +40,12 @@ def load_plain(stored: Stored, options: Options) -> Any:
             return SKIP
         if there not in read:
             array = stored.table.arrays.get(there)
-            lazy = options.lazy and array is not None
-            read[there] = stored.source.mapped(there, array) if lazy and array is not None else stored.leaf(there)
+            if options.frameworks == "saved":
+                read[there] = stored.native(there)
+            elif options.lazy and array is not None:
+                read[there] = stored.source.mapped(there, array)
+            else:
+                read[there] = stored.leaf(there)
         return read[there]
 
     return structure.rebuild(stored.table.tree, leaf, node=stored.node, stored=stored.path)
@@ -192,6 +198,8 @@ def _equal(new: Any, old: Any) -> bool:
 def _give(item: StateObject, value: Any, state: Any, path: KeyPath) -> None:
     try:
         item.provider.restore(value, state)
+    except StructureError as error:
+        raise StructureError(f"{path or 'the root'}: {error}") from None
     except CheckpointError:
         raise
     except Exception as error:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import secrets
 import sys
@@ -16,10 +17,12 @@ import xxhash
 
 from milepost.adapters import Classifier, Piece, adapter_of
 from milepost.engine.capture import Held
-from milepost.engine.commit import Lock, Root, now
+from milepost.engine.commit import Lock
+from milepost.engine.epochs import now
 from milepost.engine.plan import PackPlan, Source, owned, packs
+from milepost.engine.root import Root
 from milepost.engine.transfer import Digest, Limits, Pace, digest, write_pack
-from milepost.errors import CheckpointError, UnsupportedLeafError
+from milepost.errors import CheckpointError, CommitUnknownError, StorageError, UnsupportedLeafError
 from milepost.model import format as fmt
 from milepost.model import tree
 from milepost.model.format import FileRecord, LeafTable, Manifest, PackRecord, Slot, StoredArray, StoredBox
@@ -27,6 +30,8 @@ from milepost.model.keypath import KeyPath
 from milepost.model.leaf import Box, LeafSpec, data_spec, dtype_info
 from milepost.model.value import encode
 from milepost.stores import Claim
+
+_log = logging.getLogger("milepost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,32 +164,42 @@ def write(
 
     Raises:
         CheckpointError: as the store or the commit says.
+        CommitUnknownError: it is visible, but may not survive a crash.
     """
     start = time.monotonic()
     with lock.writing():
         epoch = lock.epoch().epoch
         slot, claim = lock.claim(order.step)
-        try:
-            with claim:
+        with claim:
+            try:
                 table, sealed, files = _Attempt(claim, root, captured, buffers, base, limits).run()
                 manifest = _manifest(root, order, slot, epoch, captured, files, sealed)
-                root.publish(claim, manifest)
-        except CheckpointError as error:
-            _abandon(root, slot, epoch, error)
-            raise
+            except BaseException as error:
+                _abandon(lock, slot, error)
+                if isinstance(error, CommitUnknownError):  # of a file: without the manifest there is no commit
+                    raise StorageError(str(error).partition("\n")[0], errno=error.errno) from error
+                raise
+            try:
+                lock.publish(claim, manifest)
+            except CheckpointError as error:
+                if error.code not in ("commit_unknown", "exists"):
+                    _abandon(lock, slot, error)
+                raise
         for old in order.replaces:
-            root.retire(old)
+            try:
+                lock.retire(old)
+            except CheckpointError as error:  # the step is there: a failed deletion must not say otherwise
+                _log.warning("step %d is saved, but %s could not be removed: %s", order.step, old.name, error)
     return Written(slot, manifest, Base(slot, table), time.monotonic() - start)
 
 
-def _abandon(root: Root, slot: Slot, epoch: int, error: CheckpointError) -> None:
-    """Remove what was written of a failed save, unless it may be somebody's checkpoint."""
-    if error.code in ("commit_unknown", "fenced", "exists"):
+def _abandon(lock: Lock, slot: Slot, error: BaseException) -> None:
+    """Remove what was written of a failed save, unless a newer writer is there, which sweeps it."""
+    if isinstance(error, CheckpointError) and error.code == "fenced":
         return
     try:
-        root.check_epoch(epoch)
-        root.store.retire(f"{slot.name}/")
-    except CheckpointError as other:  # the next writer sweeps it
+        lock.abandon(slot)
+    except CheckpointError as other:
         error.add_note(f"What was written of it is still there: {other}")
 
 

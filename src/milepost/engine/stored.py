@@ -63,6 +63,14 @@ class Stored:
             return decode(self.table.values[stored])
         return self.source.read(stored, array, Box.whole(array.shape))
 
+    def native(self, stored: KeyPath) -> Any:
+        """Return a leaf in the framework that it came from, when that is loaded, else as `leaf` does."""
+        array = self.table.arrays.get(stored)
+        adapter = adapter_named(array.origin) if array is not None else None
+        if array is None or adapter is None:
+            return self.leaf(stored)
+        return adapter.place(None, self.spec(stored), reader(self.source, stored, array, array.data_spec))
+
     def at(self, path: KeyPath) -> tuple[Any, KeyPath] | None:
         """Return the node at a path, for this process, and its stored path; None when there is none."""
         try:
@@ -77,12 +85,7 @@ class Stored:
 
         def leaf(_: KeyPath, at: KeyPath) -> Any:
             if at not in read:
-                array = self.table.arrays.get(at)
-                adapter = adapter_named(array.origin) if array is not None else None
-                if array is None or adapter is None:
-                    read[at] = self.leaf(at)
-                else:
-                    read[at] = adapter.place(None, self.spec(at), reader(self.source, at, array, array.data_spec))
+                read[at] = self.native(at)
             return read[at]
 
         return structure.rebuild(self.table.tree, leaf, node=node, stored=there)

@@ -64,6 +64,8 @@ class WriterRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         resumed_from: the slot that was `latest` when this writer began, or the one it chose to go on from.
         superseded: slots of older epochs that come after `resumed_from`, and so are no longer `latest`.
+        line: the epoch from which on checkpoints are in the line wherever they lie, older ones only up to
+            `resumed_from`. It is the writer's own, or, while it finds out where to go on, the one of the record before.
     """
 
     format: str
@@ -76,6 +78,7 @@ class WriterRecord(msgspec.Struct, frozen=True, kw_only=True):
     start: str
     resumed_from: str | None
     superseded: list[str]
+    line: int
 
 
 class FileRecord(msgspec.Struct, frozen=True, array_like=True):

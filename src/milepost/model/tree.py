@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import inspect
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
@@ -448,7 +449,8 @@ def _field_setter(container: Any, name: str, ranked: bool) -> Callable[[Any], No
 
 
 def _assignable(container: Any, name: str) -> bool:
-    if isinstance(container, tuple) or not hasattr(container, name):
+    # A property would run code of the class, and give what is no field of its own.
+    if isinstance(container, tuple) or isinstance(inspect.getattr_static(container, name, property()), property):
         return False
     kind = cast("type[Any]", type(cast("object", container)))
     if dataclasses.is_dataclass(kind) and kind.__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shardings of JAX as data, so that arrays come back sharded as they were when nobody says how."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from milepost.compat.orbax.trees import Path, jax
+
+
+@dataclass
+class ShardingMetadata:
+    """A sharding, described."""
+
+    def to_jax_sharding(self) -> Any:
+        """Return the sharding over the devices of this process."""
+        raise NotImplementedError
+
+
+@dataclass
+class SingleDeviceShardingMetadata(ShardingMetadata):
+    """An array on one device."""
+
+    device_str: str
+
+    @classmethod
+    def from_jax_sharding(cls, jax_sharding: Any) -> SingleDeviceShardingMetadata:
+        """Describe a sharding."""
+        return cls(str(next(iter(jax_sharding.device_set))))
+
+    def to_jax_sharding(self) -> Any:
+        module = _loaded()
+        device = next((device for device in module.local_devices() if str(device) == self.device_str), None)
+        if device is None:
+            raise ValueError(f"no local device is {self.device_str}: there are {module.local_devices()}")
+        return module.sharding.SingleDeviceSharding(device)
+
+
+@dataclass
+class NamedShardingMetadata(ShardingMetadata):
+    """An array over a mesh."""
+
+    shape: Any
+    axis_names: list[str]
+    partition_spec: tuple[Any, ...]
+    axis_types: tuple[Any, ...] | None = None
+    device_mesh: Any = None
+
+    @classmethod
+    def from_jax_sharding(cls, jax_sharding: Any) -> NamedShardingMetadata:
+        """Describe a sharding."""
+        mesh = jax_sharding.mesh
+        return cls(
+            np.array(mesh.devices.shape), list(mesh.axis_names), tuple(jax_sharding.spec), tuple(mesh.axis_types),
+            [int(device.id) for device in mesh.devices.flat],
+        )  # fmt: skip
+
+    def to_jax_sharding(self) -> Any:
+        module = _loaded()
+        there = {device.id: device for device in module.devices()}
+        numbers = list(there) if self.device_mesh is None else self.device_mesh
+        if missing := [number for number in numbers if number not in there]:
+            raise ValueError(f"devices {missing} of the mesh are not there: there are {module.devices()}")
+        devices = np.array([there[number] for number in numbers], dtype=object).reshape(self.shape)
+        mesh = module.sharding.Mesh(devices, tuple(self.axis_names), axis_types=self.axis_types)
+        return module.sharding.NamedSharding(mesh, module.sharding.PartitionSpec(*self.partition_spec))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NamedShardingMetadata) and _data(self) == _data(other)
+
+
+def _loaded() -> Any:
+    module = jax()
+    if module is None:
+        raise ValueError("shardings are for JAX, which this program has not imported")
+    return module
+
+
+def described(array: Any) -> dict[str, Any] | None:
+    """Return the sharding of a JAX array as JSON data; None on a single device, or when it cannot be described."""
+    module = jax()
+    if module is None or not isinstance(array, module.Array):
+        return None
+    sharding: Any = cast("Any", array).sharding
+    if not isinstance(sharding, module.sharding.NamedSharding) or len(sharding.device_set) == 1:
+        return None
+    if not all(part is None or isinstance(part, str | tuple) for part in sharding.spec):
+        return None  # an unconstrained dimension
+    return _data(NamedShardingMetadata.from_jax_sharding(sharding))
+
+
+def _data(sharding: NamedShardingMetadata) -> dict[str, Any]:
+    spec = [list(cast("tuple[str, ...]", part)) if isinstance(part, tuple) else part for part in sharding.partition_spec]
+    return {
+        "axes": list(sharding.axis_names),
+        "shape": [int(size) for size in sharding.shape],
+        "devices": sharding.device_mesh,
+        "spec": spec,
+    }
+
+
+def metadata_of(data: Mapping[str, Any] | None) -> ShardingMetadata | None:
+    """Return what `described` gave as metadata; of an array on a single device, the first device of this process."""
+    if data is None:
+        module = jax()
+        return None if module is None else SingleDeviceShardingMetadata(str(module.local_devices()[0]))
+    spec = tuple(tuple(cast("list[str]", part)) if isinstance(part, list) else part for part in data["spec"])
+    return NamedShardingMetadata(np.array(data["shape"]), data["axes"], spec, device_mesh=data["devices"])
+
+
+def restored(data: Mapping[str, Any] | None) -> Any:
+    """Return the sharding that `described` saw, None when this machine does not have its devices.
+
+    An array of a single device stays uncommitted, so that a jitted program may still move it.
+    """
+    metadata = None if data is None or jax() is None else metadata_of(data)
+    try:
+        return None if metadata is None else metadata.to_jax_sharding()
+    except ValueError:
+        return None
+
+
+def folded(shardings: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
+    """Return shardings by path with each different one once: a model has few of them, and many leaves."""
+    different: list[dict[str, Any]] = []
+    places: dict[str, int] = {}
+    for path, data in shardings.items():
+        if data not in different:
+            different.append(data)
+        places[json.dumps(list(path))] = different.index(data)
+    return {"all": different, "of": places}
+
+
+def lookup(record: Mapping[str, Any], name: str) -> Callable[[Path], dict[str, Any] | None]:
+    """Return what tells the described sharding of each leaf of an item."""
+    every: list[Any] = record.get("all", [])
+    places: Mapping[str, int] = record.get("of", {})
+
+    def of(path: Path) -> dict[str, Any] | None:
+        place = places.get(json.dumps([name, *path]))
+        return None if place is None else every[place]
+
+    return of

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which checkpoint lies at a path: one that was saved there alone, or a step of a Checkpointer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import milepost as mp
+from milepost.compat.orbax_v1.context import Context
+from milepost.compat.orbax_v1.errors import InvalidLayoutError
+from milepost.compat.orbax_v1.path.types import PathLike
+
+ALONE = {"orbax": "checkpoint"}
+"""The metadata of a root that holds one checkpoint, saved by the free functions."""
+
+_OURS = re.compile(r"milepost\.json|writer\.lock|writers|\d+(\.g\d+)?|\..*")
+_MISSING = (mp.NotFoundError, mp.FormatError, NotADirectoryError)
+
+
+def opened(path: PathLike) -> mp.Checkpoint:
+    """Return the checkpoint at a path.
+
+    Raises:
+        InvalidLayoutError: there is none.
+    """
+    where = os.fspath(path)
+    try:
+        catalog = mp.open(where)
+        if catalog.metadata == ALONE or _is_slot(catalog, where):
+            latest = catalog.latest()
+            if latest is not None:
+                return latest
+        elif len(catalog):
+            steps = ", ".join(map(str, list(catalog)[:5]))
+            raise InvalidLayoutError(
+                f"{where} holds steps ({steps}, ...), not one checkpoint\n"
+                "  Use `training.Checkpointer`, or give the path of one step."
+            )
+    except _MISSING as error:
+        step = _replaced(where)
+        if step is not None:
+            return step
+        if isinstance(error, mp.FormatError) and error.code == "newer":
+            raise
+        raise InvalidLayoutError(f"there is no checkpoint at {where}\n  {error}") from error
+    raise InvalidLayoutError(f"there is no checkpoint at {where}: its save was never finished")
+
+
+def _is_slot(catalog: mp.Catalog, where: str) -> bool:
+    """Return whether a path is a step's own folder."""
+    return (Path(where) / "manifest.json").exists() and len(catalog) == 1
+
+
+def _replaced(where: str) -> mp.Checkpoint | None:
+    """Return the step that stood at a path before it was saved again, under a name of its own."""
+    try:
+        catalog = mp.open(str(Path(where).parent))
+    except _MISSING:
+        return None
+    name = Path(where).name
+    for step in catalog:
+        checkpoint = catalog[step]
+        if checkpoint.info.slot.partition(".g")[0] == name:
+            return checkpoint
+    return None
+
+
+def exists(path: PathLike) -> bool:
+    """Return whether anything lies at a path; what an interrupted save has left there is nothing."""
+    try:
+        return bool(len(mp.open(os.fspath(path))))
+    except _MISSING:
+        return Path(path).exists() and not is_ours(Path(path))
+
+
+def is_ours(path: Path) -> bool:
+    """Return whether a folder holds what a save without an end, or a deletion, has left; nothing else."""
+    if not path.is_dir():
+        return False
+    names = {entry.name for entry in path.iterdir()}
+    return "milepost.json" in names and all(map(_OURS.fullmatch, names))
+
+
+def saver_at(path: PathLike, context: Context, **options: Any) -> mp.Checkpointer:
+    """Return what saves one checkpoint at a path.
+
+    Raises:
+        ValueError: the path is a name for a step of a Checkpointer.
+    """
+    where = Path(path)
+    if _names_a_step(where):
+        raise ValueError(
+            f"{where.parent} belongs to a Checkpointer, which alone adds steps to it\n"
+            "  Save with `training.Checkpointer`, or at a path of its own."
+        )
+    return mp.Checkpointer(where, save="every step", keep="all", metadata=ALONE, limits=limits(context), **options)
+
+
+def _names_a_step(where: Path) -> bool:
+    try:
+        catalog = mp.open(where.parent)
+    except _MISSING:
+        return False
+    return catalog.metadata != ALONE and catalog.step_format.parse(where.name) is not None
+
+
+def limits(context: Context) -> mp.Limits:
+    """Return the native limits for a context."""
+    memory = context.memory
+    budgets = [each for each in (memory.transfer_concurrent_bytes, memory.write_concurrent_bytes) if each is not None]
+    return mp.Limits(memory_bytes=min(budgets, default=None), timeout_s=context.asynchronous.timeout_secs)
+
+
+def removed(path: Path) -> None:
+    """Remove a folder that a deletion has emptied of checkpoints."""
+    if is_ours(path):
+        shutil.rmtree(path)

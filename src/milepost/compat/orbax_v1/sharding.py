@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shardings of JAX as data, so that a tree comes back sharded as it was when nobody says how."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+
+from milepost.compat.orbax_v1.plain import jax
+
+
+def described(array: Any) -> dict[str, Any] | None:
+    """Return the sharding of a JAX array as JSON data; None when it lies on one device, or cannot be described."""
+    module = jax()
+    if module is None or not isinstance(array, module.Array):
+        return None
+    sharding: Any = cast("Any", array).sharding
+    if not isinstance(sharding, module.sharding.NamedSharding) or len(sharding.device_set) == 1:
+        return None
+    parts: list[Any] = []
+    for part in sharding.spec:
+        if part is not None and not isinstance(part, str | tuple):
+            return None  # an unconstrained dimension
+        parts.append(list(cast("tuple[str, ...]", part)) if isinstance(part, tuple) else part)
+    mesh = sharding.mesh
+    return {
+        "axes": list(mesh.axis_names),
+        "shape": list(mesh.devices.shape),
+        "devices": [int(device.id) for device in mesh.devices.flat],
+        "spec": parts,
+    }
+
+
+def restored(data: dict[str, Any] | None) -> Any:
+    """Return the sharding that `described` saw, None when this machine does not have its devices."""
+    module = jax()
+    if module is None or data is None:
+        return None
+    there = {device.id: device for device in module.devices()}
+    if not all(number in there for number in data["devices"]):
+        return None
+    devices = np.array([there[number] for number in data["devices"]], dtype=object).reshape(data["shape"])
+    spec = [tuple(cast("list[str]", part)) if isinstance(part, list) else part for part in data["spec"]]
+    mesh = module.sharding.Mesh(devices, tuple(data["axes"]))
+    return module.sharding.NamedSharding(mesh, module.sharding.PartitionSpec(*spec))

@@ -1,0 +1,432 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Restart of rollouts: bound component states and progress, saved at marks.
+
+A mark says that all output so far is durable. When a save is due at a mark, the state of the bound components is
+pulled and committed as one row; a row's step is the number of marks before it. A forecast that is started again binds
+the same components under the same names, gets their state back once, and goes on after the last saved mark.
+
+An ensemble has work items, told apart by labels. Each is a root of its own below the session's, so that any number of
+workers may share them out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar, Token
+from typing import Any, Literal, TypeVar, final
+
+from milepost.catalog import Catalog, open_catalog
+from milepost.checkpoint import Checkpoint
+from milepost.checkpointer import Checkpointer
+from milepost.component import Level, item_name, pulled, restore
+from milepost.errors import NotFoundError, StructureError
+from milepost.model import keypath
+from milepost.null import NullSession
+from milepost.policy import EveryNSteps, KeepPolicy, Latest, OnSteps, SavePolicy, keep_policy
+from milepost.stores import Hold
+
+_log = logging.getLogger("milepost")
+_T = TypeVar("_T")
+_current: ContextVar[Session | None] = ContextVar("milepost.session", default=None)
+ITEMS = "items"
+_START = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Bound:
+    state: Any
+    level: Level
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ItemRow:
+    """One work item of a session.
+
+    Attributes:
+        labels: which item.
+        done: whether it is finished.
+        marks: how many marks its newest row has.
+        progress: what its last saved mark said.
+    """
+
+    labels: dict[str, Any]
+    done: bool
+    marks: int
+    progress: dict[str, Any]
+
+
+@final
+class _Line:
+    """One root's marks: those of the session itself, or of an item."""
+
+    def __init__(self, saver: Checkpointer, row: Checkpoint | None, labels: Mapping[str, Any], *, done: bool) -> None:
+        self.saver, self.row, self.labels, self.done = saver, row, dict(labels), done
+        self.count = 0 if row is None else row.step
+        self.progress: dict[str, Any] = {} if row is None else dict(row.metadata["progress"])
+        self.unclaimed: dict[str, Checkpoint] = {}
+        self.inherited = False
+        self.hold: Hold | None = None
+        self.restored: set[str] = set()
+        self.marked = False
+        self.behind = 0
+
+    def offer(self, row: Checkpoint, *, inherited: bool = False) -> None:
+        """Let the states of a row be claimed by binds, each once; those of another item are not kept if nobody does."""
+        self.hold = row.lease()  # retention waits until all of it is claimed
+        names = dict.fromkeys(path.split("/")[1] for path in row.leaves if path.startswith("state/"))
+        self.unclaimed = {str(keypath.key(name)): row.at(f"state/{name}") for name in names}
+        self.inherited = inherited
+
+    def claim(self, name: str) -> Checkpoint | None:
+        """Return the state offered under a name, once."""
+        view = self.unclaimed.pop(name, None)
+        if not self.unclaimed:
+            self.release()
+        return view
+
+    def release(self) -> None:
+        """Let retention have the row that states were offered from."""
+        if self.hold is not None:
+            self.hold.close()
+            self.hold = None
+
+    def close(self, *error: Any) -> None:
+        """End the line; waits for its last save."""
+        self.release()
+        self.saver.__exit__(*error or (None, None, None))
+
+    def commit(self, tree: Mapping[str, Any], *, done: bool = False, overwrite: bool = False) -> None:
+        metadata = {"progress": self.progress, "done": done, "labels": self.labels}
+        self.saver.save(self.count, {"state": dict(tree)}, metadata=metadata, overwrite=overwrite)
+        self.behind, self.done = 0, done
+
+
+@final
+class Session:
+    """A restartable run of a rollout; use it in a `with`.
+
+    Args:
+        where: the root; made when it is not there.
+        save: when a mark is saved, counted in marks; default every one.
+        keep: which rows stay; default the latest alone.
+        level: how much component state is saved and asked for.
+        resume: the row to go on from: `latest`, a checkpoint (later rows are then superseded), or None for a new root.
+        on_exit: what the end of the `with` does with marks that no row has yet. `commit` saves them when the block
+            ends well; after an exception the components may be past the last mark, so they are dropped and the log
+            says so. `drop` never saves at the end.
+        identity: what tells this model from others (a digest of its configuration or weights); a root with another
+            identity is refused, with the difference.
+
+    Raises:
+        StructureError: the root belongs to another identity.
+    """
+
+    def __init__(
+        self,
+        where: str | os.PathLike[str],
+        *,
+        save: SavePolicy | str | None = None,
+        keep: KeepPolicy | str | None = None,
+        level: Level | int = Level.ROLLOUT,
+        resume: Literal["latest"] | Checkpoint | None = "latest",
+        on_exit: Literal["commit", "drop"] = "commit",
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        if on_exit not in ("commit", "drop"):
+            raise ValueError(f"on_exit={on_exit!r}: expected 'commit' or 'drop'")
+        self.level = Level(level)
+        self._where, self._on_exit, self._identity = os.fspath(where), on_exit, identity
+        self._save: SavePolicy | str = EveryNSteps(1) if save is None else save
+        self._keep: KeepPolicy | str = Latest(1) if keep is None else keep
+        self._bound: dict[str, _Bound] = {}
+        self._order: list[dict[str, Any]] = []
+        saver = self._saver(self._where, self._keep, resume if isinstance(resume, Checkpoint) else None)
+        row = resume if isinstance(resume, Checkpoint) else saver.catalog.latest()
+        if resume is None and row is not None:
+            raise StructureError(
+                f"{self._where} has rows already, and resume=None starts anew\n"
+                "  Give a root of its own, or resume='latest'."
+            )
+        self._main = self._line = _Line(saver, row, {}, done=False)
+        if row is not None and self.level > Level.PROGRESS:
+            self._main.offer(row)
+        self._tokens: list[Token[Session | None]] = []
+        self._inherits = True
+
+    def _saver(self, where: str, keep: Any, start: Checkpoint | None) -> Checkpointer:
+        return Checkpointer(where, save=self._save, keep=keep, metadata=self._identity, resume_from=start)
+
+    # --- what it is
+
+    @staticmethod
+    def null() -> Session:
+        """Return a session that saves nothing, for programs that may run without one."""
+        return NullSession()  # pyright: ignore[reportReturnType] the same verbs, which do nothing
+
+    @property
+    def catalog(self) -> Catalog:
+        """The rows of this session, or of the item it is in."""
+        return self._line.saver.catalog
+
+    @property
+    def resumed_from(self) -> Checkpoint | None:
+        """The row that was resumed, None for a fresh start."""
+        return self._line.row
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What the last mark said; after a restart, what the last saved mark said."""
+        return self._line.progress
+
+    @property
+    def marks(self) -> int:
+        """How many marks there were, those before the restart included."""
+        return self._line.count
+
+    def __bool__(self) -> bool:
+        return True
+
+    # --- components
+
+    def bind(self, name: str, state: _T, *, level: Level | int = Level.ROLLOUT) -> _T:
+        """Bind a component's state under a name, and restore it if there is something to restore.
+
+        Args:
+            name: unlike every other name; two components of one class are fine.
+            state: an object with state, a dataclass (frozen ones too) or a dict. Fields of a dataclass may have
+                `metadata={"level": Level.ITEM}`.
+            level: the lowest session level at which it is saved.
+
+        Returns:
+            The same object.
+
+        Raises:
+            StructureError: the name is taken, or what was saved does not fit.
+        """
+        if name in self._bound and self._bound[name].state is not state:
+            raise StructureError(f"a component named {name!r} is bound already\n  Bind it under a name of its own.")
+        self._bound[name] = _Bound(state, Level(level))
+        self._restore(name)
+        if self._line is not self._main and self._line.count == _START:
+            self._line.commit(self._tree(), overwrite=True)  # the item begins with this component too
+        return state
+
+    def restored(self, name: str) -> bool:
+        """Return whether this component got a saved state here: in the item, when within one."""
+        return name in self._line.restored
+
+    def _restore(self, name: str) -> None:
+        view = self._line.claim(name)
+        if view is None:
+            return
+        if self._line.marked:
+            warnings.warn(
+                f"{name!r} is bound after marks of this run: its saved state is that of mark {view.step}, and what was"
+                " done since then was done without it\n  Bind every component before the first mark.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        restore(self._bound[name].state, view, self.level)
+        self._line.restored.add(name)
+
+    def _tree(self) -> dict[str, Any]:
+        """Pull the components' states as far as the level asks for them."""
+        tree = {
+            name: pulled(bound.state, self.level) for name, bound in self._bound.items() if bound.level <= self.level
+        }
+        if not self._line.inherited:
+            for name, view in self._line.unclaimed.items():  # saved, and not bound again: not lost
+                tree.setdefault(name, view.load(frameworks="saved"))
+        return tree if self.level > Level.PROGRESS else {}
+
+    # --- marks
+
+    def mark(self, **progress: Any) -> bool:
+        """Say that the output so far is durable: a safe place to restart.
+
+        Args:
+            **progress: what the program needs to go on from here; comes back as `session.progress`, types and all.
+
+        Returns:
+            Whether this mark is saved.
+        """
+        line = self._line
+        line.marked = True
+        line.count += 1
+        line.behind += 1
+        line.progress = dict(progress)
+        if line.saver.due(line.count) is None:
+            return False
+        # An item that would start again from its beginning needs no state from its middle.
+        needed = line is self._main or self.level != Level.ITEM
+        line.commit(self._tree() if needed else {})
+        return True
+
+    def commit(self) -> None:
+        """Save the last mark now, if no row has it yet, and wait until it is durable."""
+        if self._line.behind:
+            self._line.commit(self._tree())
+        self._line.saver.wait()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run was asked to stop; see `Checkpointer.stopping`."""
+        return self._line.saver.stopping
+
+    # --- items
+
+    def item(self, **labels: Any) -> Item:
+        """Return a work item, to be entered with `with`; what is marked within belongs to it."""
+        return Item(self, labels)
+
+    def pending(self, items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return the labels of the items that are not done, in their order; a worker may take any part of them."""
+        self._order = [dict(labels) for labels in items]
+        return [labels for labels in self._order if not self._row_of(labels).done]
+
+    def items(self) -> list[ItemRow]:
+        """Return all items that were begun, by their labels."""
+        found: list[ItemRow] = []
+        folder = os.path.join(self._where, ITEMS)
+        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
+            try:
+                row = self._row_at(os.path.join(folder, name))
+            except NotFoundError:
+                continue  # being made
+            found += [] if row is None else [row]
+        return found
+
+    def _row_of(self, labels: Mapping[str, Any]) -> ItemRow:
+        try:
+            found = self._row_at(self._root_of(labels))
+        except NotFoundError:
+            found = None
+        return found or ItemRow(dict(labels), False, 0, {})
+
+    def _row_at(self, where: str) -> ItemRow | None:
+        latest = open_catalog(where).latest()
+        if latest is None:
+            return None
+        data = latest.metadata
+        return ItemRow(dict(data["labels"]), bool(data["done"]), latest.step, dict(data["progress"]))
+
+    def _root_of(self, labels: Mapping[str, Any]) -> str:
+        return os.path.join(self._where, ITEMS, item_name(labels))
+
+    def _enter_item(self, labels: Mapping[str, Any]) -> _Line:
+        where = self._root_of(labels)
+        row, done = self._start_of(where, labels)
+        # Below ROLLOUT an interrupted item starts again from its first row, which therefore stays.
+        keep: Any = keep_policy(self._keep)
+        keep = keep if self.level == Level.ROLLOUT else keep | OnSteps([_START])
+        line = _Line(self._saver(where, keep, None if done else row), row, labels, done=done)
+        if done:
+            return line
+        if row is not None and self.level > Level.PROGRESS:
+            line.offer(row)
+        elif self._inherits and (before := self._before(labels)) is not None:
+            line.offer(before, inherited=True)
+        self._inherits, self._line = False, line
+        for name in list(self._bound):
+            self._restore(name)
+        if row is None:
+            line.commit(self._tree())
+        return line
+
+    def _start_of(self, where: str, labels: Mapping[str, Any]) -> tuple[Checkpoint | None, bool]:
+        """Return the row that an item goes on from, and whether it is done."""
+        try:
+            catalog = open_catalog(where)
+        except NotFoundError:
+            return None, False
+        latest = catalog.latest()
+        if latest is None:
+            return None, False
+        if latest.metadata["labels"] != dict(labels):
+            raise StructureError(
+                f"{where} belongs to the item {latest.metadata['labels']}, not {dict(labels)}\n"
+                "  Give each label one type: 3 and '3' have the same folder."
+            )
+        if latest.metadata["done"]:
+            return latest, True
+        return (latest if self.level == Level.ROLLOUT else catalog.get(_START, latest)), False
+
+    def _before(self, labels: Mapping[str, Any]) -> Checkpoint | None:
+        """Return the last row of the finished item before this one, from where one worker's components go on."""
+        if self.level == Level.PROGRESS or dict(labels) not in self._order:
+            return None
+        for earlier in reversed(self._order[: self._order.index(dict(labels))]):
+            row, done = self._start_of(self._root_of(earlier), earlier)
+            if done:
+                return row
+        return None
+
+    def _leave_item(self, *, done: bool) -> None:
+        line = self._line
+        try:
+            if done:
+                line.count += 1
+                line.commit(self._tree(), done=True)
+        finally:
+            self._line = self._main
+            line.close()
+
+    # --- context
+
+    def __enter__(self) -> Session:
+        self._tokens.append(_current.set(self))
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        _current.reset(self._tokens.pop())
+        try:
+            if self._main.behind and self._on_exit == "commit" and error is None:
+                self._main.commit(self._tree())
+            elif self._main.behind:
+                _log.warning("%s: the last %d marks are in no row", self._where, self._main.behind)
+        finally:
+            self._main.close(kind, error, None)
+
+
+@final
+class Item:
+    """A work item of a session. `done` tells whether there is anything left to do for it."""
+
+    def __init__(self, session: Session, labels: Mapping[str, Any]) -> None:
+        self._session = session
+        self.labels = dict(labels)
+        self._line: _Line | None = None
+        self.done = session._row_of(labels).done  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """What the last mark of this item said; empty when it starts from its beginning."""
+        return self._line.progress if self._line is not None else {}
+
+    @property
+    def resumed_from(self) -> Checkpoint | None:
+        """The row that was resumed, None for a fresh start."""
+        return None if self._line is None else self._line.row
+
+    def __enter__(self) -> Item:
+        self._line = self._session._enter_item(self.labels)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        self.done = self._line.done
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if self.done:
+            assert self._line is not None
+            self._line.close()
+            return
+        self._session._leave_item(done=error is None)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        self.done = error is None
+
+
+def bind(name: str, state: _T, *, level: Level | int = Level.ROLLOUT) -> _T:
+    """Bind a component's state to the session of the enclosing `with`; without one, return it as it is."""
+    session = _current.get()
+    return state if session is None else session.bind(name, state, level=level)

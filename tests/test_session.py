@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Restart of rollouts: bound states and progress, saved at marks, restored once; items by label."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import milepost as mp
+from milepost import Level, Session
+
+MEMBERS, STEPS = 4, 6
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the program handles it."""
+
+
+@dataclasses.dataclass
+class Model:
+    """A rollout model: its field, and an array that grows."""
+
+    x: Any = None
+    history: list[float] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    seed: int = 0
+    table: Any = None
+
+
+def ensemble(root: Path, level: Level, *, stop_after: int | None = None, share: slice = slice(None)) -> dict[Any, Any]:
+    """Run an ensemble whose noise goes on from member to member; stop after so many marks of this run."""
+    output: dict[Any, Any] = {}
+    marks = 0
+    with Session(root, level=level) as session:
+        noise = session.bind("noise", np.random.default_rng(3), level=Level.ITEM)
+        model = session.bind("model", Model())
+        for labels in session.pending([{"member": m} for m in range(MEMBERS)])[share]:
+            with session.item(**labels) as item:
+                first = item.progress.get("step", -1) + 1
+                if first == 0:
+                    model.x, model.history = noise.normal(size=3), []
+                for step in range(first, STEPS):
+                    model.x = 0.9 * model.x + noise.normal(size=3)
+                    model.history.append(float(model.x[0]))
+                    output[labels["member"], step] = (model.x.copy(), list(model.history))
+                    session.mark(step=step)
+                    marks += 1
+                    if marks == stop_after:
+                        raise Killed
+    return output
+
+
+def equal(left: dict[Any, Any], right: dict[Any, Any]) -> bool:
+    return left.keys() == right.keys() and all(
+        np.array_equal(left[key][0], right[key][0]) and left[key][1] == right[key][1] for key in left
+    )
+
+
+@pytest.mark.parametrize("level", [Level.ITEM, Level.ROLLOUT])
+def test_a_resumed_ensemble_equals_the_uninterrupted_one_killed_at_every_mark(tmp_path: Path, level: Level) -> None:
+    whole = ensemble(tmp_path / "whole", level)
+    for kill in range(1, MEMBERS * STEPS + 1):
+        root = tmp_path / f"kill{kill}"
+        output: dict[Any, Any] = {}
+        with pytest.raises(Killed):
+            ensemble(root, level, stop_after=kill)
+        output = ensemble(tmp_path / "again", level) if kill == 0 else {}
+        resumed = ensemble(root, level)
+        # What the killed run wrote is written again where it was not finished, and is the same.
+        assert all(equal({key: whole[key]}, {key: resumed[key]}) for key in resumed)
+        done = {(m, s) for m in range(kill // STEPS if kill % STEPS else kill // STEPS - 1) for s in range(STEPS)}
+        assert set(whole) - set(resumed) <= done | {(m, s) for m, s in whole if m * STEPS + s < kill}
+        output.update(resumed)
+        assert ensemble(root, level) == {}  # nothing is left to do
+
+
+def seeded(root: Path, worker: int, workers: int, *, stop_after: int | None = None) -> dict[Any, Any]:
+    """Run a share of an ensemble whose noise depends on the member alone."""
+    output: dict[Any, Any] = {}
+    marks = 0
+    items = [{"member": m, "time": np.datetime64("2026-01-01")} for m in range(MEMBERS)]
+    with Session(root) as session:
+        model = session.bind("model", Model())
+        for labels in session.pending(items[worker::workers]):
+            with session.item(**labels) as item:
+                noise = session.bind(f"noise{labels['member']}", np.random.default_rng(labels["member"]))
+                first = item.progress.get("step", -1) + 1
+                if first == 0:
+                    model.x, model.history = np.zeros(3), []
+                for step in range(first, STEPS):
+                    model.x = 0.9 * model.x + noise.normal(size=3)
+                    model.history.append(float(model.x[0]))
+                    output[labels["member"], step] = (model.x.copy(), list(model.history))
+                    session.mark(step=step)
+                    marks += 1
+                    if marks == stop_after:
+                        raise Killed
+    return output
+
+
+def test_any_number_of_workers_finishes_what_any_other_number_began(tmp_path: Path) -> None:
+    whole = seeded(tmp_path / "whole", 0, 1)
+    for kill in range(1, 2 * STEPS):
+        output: dict[Any, Any] = {}
+        root = tmp_path / f"kill{kill}"
+        for worker in range(3):
+            with pytest.raises(Killed):
+                seeded(root, worker, 3, stop_after=min(kill, STEPS if worker else kill))
+        output |= seeded(root, 0, 1)
+        assert all(equal({key: whole[key]}, {key: output[key]}) for key in output)
+        assert {row.labels["member"] for row in Session(root).items() if row.done} == set(range(MEMBERS))
+
+
+def test_progress_and_state_come_back_after_the_last_saved_mark(root: Path) -> None:
+    with Session(root, save="every 2 steps") as session:
+        model = session.bind("model", Model())
+        for step in range(5):
+            model.x = np.full(2, float(step))
+            assert session.mark(lead=np.timedelta64(6 * step, "h"), shape=(step, 1)) is (step in (1, 3))
+            if step == 4:
+                break
+    with Session(root) as session:
+        model = session.bind("model", Model())
+        assert session.restored("model")
+        assert session.marks == 5  # the end of the block saved the last one
+        assert session.progress == {"lead": np.timedelta64(24, "h"), "shape": (4, 1)}
+        np.testing.assert_array_equal(model.x, [4.0, 4.0])
+
+
+def test_after_an_exception_marks_that_were_not_saved_are_dropped(root: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Session(root, save="every 2 steps") as session:
+        model = session.bind("model", Model())
+        for step in range(3):
+            model.x = step
+            session.mark(step=step)
+        model.x = "half-way to the next mark"
+        raise ZeroDivisionError
+    with Session(root) as session:
+        assert session.bind("model", Model()).x == 1
+        assert session.progress == {"step": 1}
+
+
+def test_on_exit_drop_saves_nothing_at_the_end(root: Path) -> None:
+    with Session(root, save="every 2 steps", on_exit="drop") as session:
+        for step in range(3):
+            session.mark(step=step)
+    assert Session(root).progress == {"step": 1}
+    with pytest.raises(ValueError, match="on_exit='keep': expected"):
+        Session(root, on_exit="keep")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_restored_state_is_applied_once(root: Path) -> None:
+    with Session(root) as session:
+        session.bind("model", Model(x=1))
+        session.mark()
+    with Session(root) as session:
+        model = session.bind("model", Model())
+        model.x = 2
+        assert session.bind("model", model).x == 2
+        session.mark()
+    with Session(root) as session:
+        assert session.bind("model", Model()).x == 2
+
+
+def test_two_components_of_one_class_are_told_apart_by_name(root: Path) -> None:
+    with Session(root) as session:
+        session.bind("a", Model(x=1))
+        session.bind("b", Model(x=2))
+        with pytest.raises(mp.StructureError, match="named 'a' is bound already"):
+            session.bind("a", Model())
+        session.mark()
+    with Session(root) as session:
+        assert session.bind("b", Model()).x == 2
+        assert session.bind("a", Model()).x == 1
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_the_level_decides_what_is_saved(root: Path, level: Level) -> None:
+    with Session(root, level=level) as session:
+        session.bind("noise", np.random.default_rng(0), level=Level.ITEM)
+        session.bind("model", Model(x=1))
+        session.mark(step=1)
+    names = {path.split("/")[1] for path in mp.open(root).latest().leaves}  # pyright: ignore[reportOptionalMemberAccess]
+    assert names == {Level.PROGRESS: set(), Level.ITEM: {"noise"}, Level.ROLLOUT: {"noise", "model"}}[level]
+
+
+def test_fields_may_have_a_level_of_their_own(root: Path) -> None:
+    @dataclasses.dataclass
+    class Component:
+        seed: int = 0
+        field: Any = dataclasses.field(default=None, metadata={"level": Level.ROLLOUT})
+
+    with Session(root, level=Level.ITEM) as session:
+        session.bind("c", Component(5, np.ones(3)), level=Level.ITEM)
+        session.mark()
+    with Session(root, level=Level.ITEM) as session:
+        component = session.bind("c", Component(), level=Level.ITEM)
+        assert (component.seed, component.field) == (5, None)
+
+
+def test_frozen_dataclasses_dicts_and_objects_with_state_are_restored_in_place(root: Path) -> None:
+    with Session(root) as session:
+        session.bind("frozen", Frozen(3, torch.arange(2)))
+        session.bind("dict", {"a": 1, "t": torch.ones(2)})
+        session.bind("module", torch.nn.Linear(2, 1)).weight.data.fill_(7)
+        session.mark()
+    with Session(root) as session:
+        frozen, module = Frozen(), torch.nn.Linear(2, 1)
+        assert session.bind("frozen", frozen) is frozen
+        assert frozen.seed == 3
+        assert torch.equal(frozen.table, torch.arange(2))
+        state = session.bind("dict", {"other": 1})
+        assert state["a"] == 1
+        assert isinstance(state["t"], torch.Tensor)
+        assert bool((session.bind("module", module).weight == 7).all())
+
+
+def test_a_component_bound_late_is_restored_with_a_warning(root: Path) -> None:
+    with Session(root) as session:
+        session.bind("model", Model(x=1))
+        session.mark()
+    with Session(root) as session:
+        session.mark()
+        with pytest.warns(RuntimeWarning, match="'model' is bound after marks of this run"):
+            assert session.bind("model", Model()).x == 1
+
+
+def test_a_state_that_nobody_binds_again_is_not_lost(root: Path) -> None:
+    with Session(root) as session:
+        session.bind("model", Model(x=torch.ones(2)))
+        session.mark()
+    with Session(root) as session:
+        session.mark()
+        session.mark()
+    with Session(root) as session:
+        assert torch.equal(session.bind("model", Model()).x, torch.ones(2))
+
+
+def test_a_saved_component_with_other_fields_is_refused(root: Path) -> None:
+    @dataclasses.dataclass
+    class Other:
+        y: int = 0
+
+    with Session(root) as session:
+        session.bind("model", Model(x=1))
+        session.mark()
+    with Session(root) as session, pytest.raises(mp.StructureError, match="Saved: x, history. Here: y"):
+        session.bind("model", Other())
+
+
+def test_another_models_rows_are_refused(root: Path) -> None:
+    with Session(root, identity={"weights": "a1"}) as session:
+        session.mark()
+    with pytest.raises(mp.StructureError, match="weights: there 'a1', here 'b2'"):
+        Session(root, identity={"weights": "b2"})
+
+
+def test_a_session_resumes_from_any_row_and_branches_there(root: Path) -> None:
+    with Session(root, keep="all") as session:
+        model = session.bind("model", Model())
+        for step in range(4):
+            model.x = step
+            session.mark(step=step)
+    row = mp.open(root)[2]
+    with Session(root, keep="all", resume=row) as session:
+        assert session.bind("model", Model()).x == 1
+        assert session.resumed_from is row
+        session.mark(step=20)
+    catalog = mp.open(root)
+    assert catalog.latest().metadata["progress"] == {"step": 20}  # pyright: ignore[reportOptionalMemberAccess]
+    assert catalog[3].info.parent == "2"
+    assert catalog[4].info.superseded
+
+
+def test_resume_none_refuses_rows_that_are_there(root: Path) -> None:
+    with Session(root, resume=None) as session:
+        session.mark()
+    with pytest.raises(mp.StructureError, match="has rows already"):
+        Session(root, resume=None)
+
+
+def test_rows_are_kept_by_policy(root: Path) -> None:
+    with Session(root, keep="last 3") as session:
+        for step in range(6):
+            session.mark(step=step)
+    assert list(mp.open(root)) == [4, 5, 6]
+    with Session(root / "one") as session:
+        for step in range(6):
+            session.mark(step=step)
+    assert list(mp.open(root / "one")) == [6]
+
+
+def test_labels_of_every_type_name_an_item_and_come_back(root: Path) -> None:
+    labels = {"member": 3, "time": np.datetime64("2026-01-01T06"), "run": "a/b %", "day": dt.date(2026, 1, 2)}
+    with Session(root) as session, session.item(**labels) as item:
+        assert not item.done
+        session.mark(step=1)
+    assert item.done
+    rows = Session(root).items()
+    assert [row.labels for row in rows] == [labels]
+    assert rows[0].done
+    with Session(root) as session:
+        assert session.pending([labels, {"member": 4}]) == [{"member": 4}]
+        assert session.item(**labels).done
+        with pytest.raises(ValueError, match="a label is text, a number or a date"):
+            session.item(member=[1])
+        with pytest.raises(ValueError, match="needs labels"):
+            session.item()
+
+
+def test_labels_of_two_types_with_one_folder_are_refused(root: Path) -> None:
+    with Session(root) as session:
+        with session.item(member=3):
+            session.mark()
+        with pytest.raises(mp.StructureError, match="3 and '3' have the same folder"), session.item(member="3"):
+            pass
+
+
+def test_an_item_that_another_worker_holds_is_a_conflict(root: Path) -> None:
+    with Session(root) as session, session.item(member=1):
+        session.commit()
+        held = mp.open(root / "items" / "member=1")
+        with pytest.raises(mp.ConflictError):
+            _in_child(f"import milepost as mp\nmp.open({str(root / 'items' / 'member=1')!r}).delete(0)")
+        assert list(held) == [0]
+
+
+def _in_child(program: str) -> None:
+    import subprocess
+    import sys
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if "ConflictError" in done.stderr:
+        raise mp.ConflictError(done.stderr)
+
+
+def test_a_finished_item_is_not_begun_again(root: Path) -> None:
+    with Session(root) as session, session.item(member=1):
+        session.mark(step=1)
+    with Session(root) as session, session.item(member=1) as item:
+        assert item.done
+    assert [row.marks for row in Session(root).items()] == [2]
+
+
+def test_progress_level_starts_an_interrupted_item_again(root: Path) -> None:
+    with pytest.raises(Killed), Session(root, level=Level.PROGRESS) as session, session.item(member=1):
+        session.mark(step=1)
+        raise Killed
+    with Session(root, level=Level.PROGRESS) as session, session.item(member=1) as item:
+        assert item.progress == {}
+        session.mark(step=1)
+
+
+def test_bind_without_a_session_returns_the_state(root: Path) -> None:
+    model = Model()
+    assert mp.bind("model", model) is model
+    with Session(root) as session:
+        mp.bind("model", model)
+        model.x = 4
+        session.mark()
+    with Session(root):
+        assert mp.bind("model", Model()).x == 4
+
+
+def test_a_null_session_saves_nothing_and_takes_every_call(root: Path) -> None:
+    session = Session.null()
+    with session as same:
+        assert same is session
+        model = session.bind("model", Model(), level=Level.ITEM)
+        assert not session.restored("model")
+        for labels in session.pending([{"member": 1}]):
+            with session.item(**labels) as item:
+                assert not item.done
+                session.mark(step=3)
+        session.commit()
+    assert model.x is None
+    assert session.progress == {"step": 3}
+    assert not session
+    assert not root.exists()
+
+
+def test_commit_saves_a_mark_that_was_not_due(root: Path) -> None:
+    with Session(root, save="every 100 steps") as session:
+        session.mark(step=1)
+        session.commit()
+        assert mp.open(root).latest().metadata["progress"] == {"step": 1}  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_nothing_warns_in_the_ordinary_case(root: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with Session(root) as session:
+                session.bind("model", Model(x=1))
+                session.mark()
