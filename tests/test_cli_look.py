@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import milepost as mp
 from cli_runs import LAYERS, as_json, flip_a_byte, leave_unfinished, make_run, milepost, own_pack
+from milepost.cli.output import plain
 from milepost.cli.tree import folded_tree
 
 
@@ -125,6 +127,56 @@ def test_text_from_a_store_cannot_move_the_cursor(tmp_path: Path) -> None:
 
     assert not [text for text in shown if "\x1b" in text or "\x07" in text]
     assert "\\x1b[2J" in shown[0]
+
+
+def make_forecast(root: Path) -> None:
+    """Make a session with three items: 9 is done, 10 was interrupted after two marks, the newest row of 2 is damaged."""
+    with mp.Session(root) as session:
+        for member, leads in {9: 3, 10: 2, 2: 1}.items():
+            with suppress(InterruptedError), session.item(member=member, run="\x1b[2J"):
+                for lead in range(leads):
+                    session.mark(lead=np.timedelta64(6 * lead, "h"), file=f"{member}.npy")
+                if member != 9:
+                    raise InterruptedError
+    (manifest,) = (root / "items").glob("member=2,*/1/manifest.json")
+    flip_a_byte(manifest, 60)
+
+
+def test_ls_shows_how_far_the_items_of_a_session_are(tmp_path: Path) -> None:
+    make_forecast(tmp_path / "run")
+
+    result = milepost("ls", tmp_path / "run")
+
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stdout
+    title, counts, head, *rows = lines(result.stdout)
+    assert title[1:3] == ["0", "steps"]
+    assert " ".join(counts) == "3 items · 1 done"
+    assert head == ["MEMBER", "RUN", "MARKS", "STATE", "LAST", "MARK"]
+    assert sorted(rows) == [
+        ["10", "\\x1b[2J", "2", "##.", "begun", "lead", "6", "hours,", "file", "10.npy"],
+        ["2", "\\x1b[2J", "–", "DAMAGED", "–"],
+        ["9", "\\x1b[2J", "3", "###", "done", "lead", "12", "hours,", "file", "9.npy"],
+    ]
+    assert [row[0] for row in rows if "DAMAGED" not in row] == ["9", "10"]
+
+
+def test_ls_json_lists_the_items_of_a_session(tmp_path: Path, root: Path) -> None:
+    make_forecast(tmp_path / "run")
+
+    items = {item["labels"]["member"]: item for item in as_json("ls", tmp_path / "run")["items"]}
+
+    assert items[9]["state"] == "done"
+    assert items[9]["marks"] == 3
+    assert items[10]["progress"] == {"lead": plain(np.timedelta64(6, "h")), "file": "10.npy"}
+    assert items["2"] == {
+        "labels": {"member": "2", "run": "\x1b[2J"},
+        "state": "damaged",
+        "marks": None,
+        "progress": None,
+    }
+    assert as_json("ls", root)["items"] == []
+    assert "MARKS" not in milepost("ls", root).stdout
 
 
 # --- tree

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import milepost as mp
-from milepost.demo import acts, digits, run
+from milepost.demo import acts, digits, elnino, ensemble, run
 
 
 def test_the_demo_is_killed_and_damaged_and_ends_bit_for_bit(
@@ -20,14 +22,21 @@ def test_the_demo_is_killed_and_damaged_and_ends_bit_for_bit(
     assert run(keep=str(kept)) == 0
 
     said = capsys.readouterr().out
-    assert said.count("BIT-EXACT") == 2
+    assert said.count("BIT-EXACT") == 3
+    assert [f"\n{act}. " in said for act in range(1, 8)] == [True] * 6 + [False]
+    assert re.search(r"\| member +\d+   goes on with month (7|13|19)\n", said)
+    assert re.search(r"^ +\d+ +(6|12|18)  #+\.+  begun  lead (6|12|18)$", said, re.MULTILINE)
+    assert " 16 items · 16 done" in said
     assert "350    –" in said
     assert "incomplete – ignored by resume" in said
     assert "resumed from step 300\n" in said
     assert "600  DAMAGED  model/weights/w2" in said
     assert "resumed from step 550\n" in said
     assert "no difference" in said
-    assert {path.name for path in kept.iterdir()} == {"interrupted", "uninterrupted"}
+    assert {path.name for path in kept.iterdir()} == {
+        "interrupted", "uninterrupted",
+        "ensemble", "ensemble-output", "ensemble-uninterrupted", "ensemble-uninterrupted-output",
+    }  # fmt: skip
     latest = mp.open(kept / "interrupted").latest()
     assert latest is not None
     assert latest.metrics["accuracy"] > 0.9
@@ -42,7 +51,7 @@ def test_the_demo_plays_with_every_framework(
 
     assert run(framework) == 0
 
-    assert capsys.readouterr().out.count("BIT-EXACT") == 2
+    assert capsys.readouterr().out.count("BIT-EXACT") == 3
 
 
 def test_a_broken_promise_is_said_and_is_the_exit_code(
@@ -67,6 +76,51 @@ def test_the_demo_leaves_a_folder_that_is_in_use_alone(tmp_path: Path, capsys: p
 def test_a_framework_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fortran") == 1
     assert "choose one of numpy, torch, jax" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("level", [mp.Level.ITEM, mp.Level.ROLLOUT])
+def test_the_ensemble_killed_at_every_mark_is_that_of_one_left_alone(
+    tmp_path: Path, level: mp.Level, workers: int
+) -> None:
+    shape: dict[str, Any] = {"members": 3, "months": 3, "level": level, "save": "every 2 steps"}
+    whole, output = tmp_path / "whole", tmp_path / "output"
+    assert len(list(ensemble.forecast(tmp_path / "calm", whole, **shape))) == 9
+
+    for marks in range(1, 9 // workers):
+        root = tmp_path / f"killed-at-{marks}"
+        for worker in range(workers):
+            run = ensemble.forecast(root, output, worker=worker, workers=workers, **shape)
+            for _ in range(marks):
+                next(run)
+            run.close()  # ends it in the middle, without another word to the session
+        for _ in ensemble.forecast(root, output, **shape):
+            pass
+        assert ensemble.temperatures(output).tobytes() == ensemble.temperatures(whole).tobytes()
+        for path in output.iterdir():
+            path.unlink()
+
+
+def test_the_temperatures_are_those_of_the_table() -> None:
+    table = elnino.load()
+
+    assert table.shape == (61, 12)
+    assert table[0, :3].tolist() == [23.11, 24.2, 25.37]
+    assert table[-1, -1] == 22.07
+    assert table.mean() == pytest.approx(23.0926, abs=1e-4)
+
+
+def test_the_inverse_model_is_stable_and_as_lively_as_what_it_was_fitted_to() -> None:
+    table = elnino.load()
+    model = elnino.InverseModel.fitted(table)
+    random, strengths = np.random.default_rng(0), model.start
+    found = []
+    for lead in range(1, 12_001):
+        strengths = model.advanced(strengths, random)
+        found.append(model.temperature(strengths, lead) - model.climate[(lead - 1) % 12])
+
+    assert np.abs(np.linalg.eigvals(model.step)).max() < 1
+    assert np.std(found) == pytest.approx((table - model.climate).std(), rel=0.15)
 
 
 def test_the_digits_are_those_of_the_data_set() -> None:

@@ -34,6 +34,8 @@ FRAMEWORKS = {
 }
 MAY_TOUCH_FRAMEWORKS = ("adapters/", "groups/", "integrations/", "testing/", "demo/")
 EXECUTES = {"cloudpickle", "dill", "marshal", "pickle", "pickletools", "runpy", "shelve"}
+# Besides the shell face: doors whose originals promise to look there, each in one file of its own.
+MAY_READ_THE_ENVIRONMENT = ("cli/", "demo/", "compat/earth2studio/environment.py")
 VAGUE_NAMES = {"base", "common", "core", "helpers", "manager", "misc", "shared", "tools", "utils"}
 
 # Hard limits, a little above what is aimed at (450, 50, 12): past these a module, function or class does two things.
@@ -195,7 +197,7 @@ def test_only_the_shell_face_reads_the_environment() -> None:
     wrong = [
         f"{relative(path)}:{node.lineno}"
         for path in FILES
-        if not relative(path).startswith(("cli/", "demo/"))
+        if not relative(path).startswith(MAY_READ_THE_ENVIRONMENT)
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Attribute) and ast.unparse(node) in {"os.environ", "os.environb", "os.getenv"}
     ]
@@ -224,7 +226,7 @@ def test_modules_functions_and_classes_stay_small() -> None:
                 length = code_lines(node)
                 if length > FUNCTION_LINES:
                     too_big.append((length, f"{name}:{node.lineno} {node.name} has {length} lines"))
-            elif isinstance(node, ast.ClassDef):
+            elif isinstance(node, ast.ClassDef) and not name.startswith("compat/"):  # a door has the original's methods
                 count = len(public_methods(node))
                 if count > PUBLIC_METHODS:
                     too_big.append((count, f"{name}:{node.lineno} {node.name} has {count} public methods"))

@@ -61,8 +61,9 @@ def memory() -> MemoryStore:
 
 @pytest.fixture
 def x64() -> Iterator[None]:
-    with jax.enable_x64(True):
-        yield
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
 
 
 def mesh(*shape: int, names: tuple[str, ...] = ("x", "y")) -> jax.sharding.Mesh:

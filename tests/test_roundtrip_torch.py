@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -212,6 +213,23 @@ def test_tensors_without_plain_bytes_are_refused_with_their_path_and_the_remedy(
     tensor = make()
     with pytest.raises(UnsupportedLeafError, match=f"(?s)^m/0: .*({what})"):
         mp.save(memory, {"m": [tensor, tensor]})
+
+
+LACKING = ("complex32", "complex128", "fnuz", "_x2")
+OFFICIAL = [dtype for dtype in DTYPES if not str(dtype).endswith(LACKING)]
+
+
+def test_packs_open_with_the_official_reader_of_pytorch(root: pathlib.Path) -> None:
+    tree = {str(dtype): any_bits(dtype).view(4, 6) for dtype in OFFICIAL}
+    mp.save(root, tree | {"strided": torch.arange(6.0).view(2, 3).t(), "model": nn.Linear(2, 3)})
+    (pack,) = (root / "0").glob("*.safetensors")
+    found = load_file(pack)
+
+    for name, tensor in tree.items():
+        assert found[name].dtype == tensor.dtype
+        assert bits(found[name]) == bits(tensor)
+    assert found["strided"].tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert found["model/weight"].shape == (3, 2)
 
 
 # Modules.

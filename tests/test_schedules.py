@@ -8,6 +8,8 @@ to be wrong is put in place of the right one, to see that these checks would tel
 from __future__ import annotations
 
 import importlib
+import itertools
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,8 +21,9 @@ from milepost.engine.commit import Lock
 from milepost.engine.opening import open_root
 from milepost.engine.root import Root
 from milepost.model import format as fmt
-from milepost.testing.model import Call, Content
-from milepost.testing.schedules import Explored, Process, World, explore
+from milepost.testing.model import Call, Content, Disk, ModelStore
+from milepost.testing.schedules import Explored, Process, TooManyStatesError, World, explore, filled
+from milepost.testing.stores import StoreContract
 from processes import (
     Promises,
     Work,
@@ -46,7 +49,9 @@ TRIED: list[Explored] = []
 both = pytest.mark.parametrize("locks", [True, False])
 
 
-def explored(content: Content, processes: Mapping[str, Work], *checks: Callable[[World], None], **options: Any) -> set[Any]:
+def explored(
+    content: Content, processes: Mapping[str, Work], *checks: Callable[[World], None], **options: Any
+) -> set[Any]:
     """Try all orders; return how they ended: who said what, without ids, whoever spoke first."""
     ends: set[Any] = set()
 
@@ -61,14 +66,132 @@ def explored(content: Content, processes: Mapping[str, Work], *checks: Callable[
     return ends
 
 
-
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _say_how_many(record_testsuite_property: Callable[[str, object], None]) -> Any:
     yield
     states, orders = sum(each.states for each in TRIED), sum(each.orders for each in TRIED)
     record_testsuite_property("schedules", f"{states} states, {orders:.1e} orders")
+
+
+# --- the exploration itself
+
+
+class TestModelStore(StoreContract):
+    """The store of an exploration is a store."""
+
+    @pytest.fixture
+    def store(self) -> ModelStore:
+        return ModelStore(Disk().perform)
+
+    def another(self, store: Any) -> ModelStore:
+        return ModelStore(store._perform)
+
+
+def putter(*keys: str) -> Work:
+    def work(process: Process) -> None:
+        for key in keys:
+            process.store.put(key, [b"x"])
+
+    return work
+
+
+def nothing_to_check(world: World) -> None: ...
+
+
+def test_every_order_of_independent_calls_is_tried_and_each_state_once() -> None:
+    tried = explore(Content(), {"a": putter("a1", "a2", "a3"), "b": putter("b1", "b2")}, nothing_to_check)
+
+    assert tried == Explored(states=4 * 3, orders=10, runs=4 + 3, looks=4 * 3)
+
+
+def test_what_one_process_sees_of_another_makes_a_difference() -> None:
+    """The classic: both read a number, then write it plus one."""
+
+    def adder(process: Process) -> None:
+        number = int(bytes(process.store.get("n")))
+        process.store.put("n", [str(number + 1).encode()], mode="overwrite")
+
+    def adds_up(world: World) -> None:
+        assert bytes(world.store.get("n")) == b"2"
+
+    content = filled(lambda store: store.put("n", [b"0"]))
+    with pytest.raises(AssertionError) as caught:
+        explore(content, {"a": adder, "b": adder}, nothing_to_check, at_end=adds_up)
+
+    order = caught.value.__notes__[0].splitlines()
+    assert order[0] == "The order was:"
+    assert sorted(line.partition(":")[2].split()[0] for line in order[1:3]) == ["get", "get"]
+
+
+def test_what_is_done_alone_is_one_move() -> None:
+    def work(process: Process) -> None:
+        with process.alone():
+            process.store.put(f"{process.name}1", [])
+        with process.alone():
+            process.store.put(f"{process.name}2", [])
+            process.store.put(f"{process.name}3", [])
+
+    tried = explore(Content(), {"a": work, "b": work}, nothing_to_check)
+
+    assert (tried.states, tried.orders) == (4, 2)
+
+
+def test_sleeping_is_waiting_for_the_others() -> None:
+    def sleeper(process: Process) -> None:
+        while not list(process.store.list("")):
+            time.sleep(3_600)
+        process.say("awake")
+
+    ends: list[World] = []
+    explore(Content(), {"a": sleeper, "b": putter("key")}, nothing_to_check, at_end=ends.append)
+
+    assert [world.saying("awake") for world in ends] == [[()]]
+
+
+def test_a_killed_process_makes_no_further_call_and_holds_no_lock() -> None:
+    def holder(process: Process) -> None:
+        with process.store.hold("lock", exclusive=True, create=True):
+            process.store.put("key", [])
+            process.store.put("last", [])
+
+    def asker(process: Process) -> None:
+        try:
+            process.store.hold("lock", exclusive=True).close()
+            process.say("had it", "last" in [info.key for info in process.store.list("")])
+        except mp.CheckpointError as error:
+            process.say(error.code)
+
+    ends: list[World] = []
+    explore(Content(), {"a": holder, "b": asker}, nothing_to_check, at_end=ends.append, kill={"a"})
+
+    said = {world.said[0][1] for world in ends}
+    assert said == {("busy",), ("not_found",), ("had it", True), ("had it", False)}
+
+
+def test_an_exploration_that_is_too_large_says_so() -> None:
+    with pytest.raises(TooManyStatesError, match="more than 5 states"):
+        explore(Content(), {"a": putter("a1", "a2"), "b": putter("b1", "b2")}, nothing_to_check, limit=5)
+
+
+def test_a_process_that_does_not_do_the_same_again_is_told() -> None:
+    count = itertools.count()
+
+    def fickle(process: Process) -> None:
+        process.store.list(f"{next(count)}/")
+        process.store.list("")
+
+    with pytest.raises(RuntimeError, match="a did not do the same"):
+        explore(Content(), {"a": fickle}, nothing_to_check)
+
+
+def test_what_a_process_raises_is_a_failure() -> None:
+    def wrong(process: Process) -> None:
+        process.store.get("nothing")
+
+    with pytest.raises(mp.NotFoundError) as caught:
+        explore(Content(), {"a": wrong}, nothing_to_check)
+
+    assert caught.value.__notes__
 
 
 # --- two writers
@@ -86,7 +209,7 @@ def test_of_two_writers_with_a_lock_one_is_refused_or_goes_on_after_the_other() 
 
 
 def test_two_writers_without_a_lock_lose_nothing() -> None:
-    ends = explored(root_with(1), {"a": writer(2), "b": writer(3)}, Promises(), locks=False)
+    ends = explored(root_with(1), {"a": writer(2), "b": attempt(3)}, Promises(), locks=False)
 
     assert frozenset({("a", "saved", 2), ("b", "refused", "fenced")}) in ends
     assert frozenset({("a", "refused", "fenced"), ("b", "saved", 3)}) in ends
@@ -130,7 +253,9 @@ def test_a_reader_is_given_the_latest_however_fast_steps_come_and_go(locks: bool
 
 @both
 def test_a_step_that_is_pruned_while_it_is_read_is_whole_or_deleted(locks: bool) -> None:
-    ends = explored(root_with(1, 2), {"a": pruner("last 1"), "reader": reader_of(1)}, Promises(may_go=(1,)), locks=locks)
+    ends = explored(
+        root_with(1, 2), {"a": pruner("last 1"), "reader": reader_of(1)}, Promises(may_go=(1,)), locks=locks
+    )
 
     assert {said[:2] for end in ends for said in end if said[0] == "reader"} == {
         ("reader", "read"),
@@ -235,11 +360,14 @@ def test_a_killed_writer_its_successor_and_a_reader() -> None:
 
 
 def test_a_late_generation_of_a_step_does_not_push_out_the_one_that_counts() -> None:
-    def the_first_is_there(world: World) -> None:
-        assert world.saying("saved") or "1/manifest.json" in world.content.files
+    def one_that_counts_is_there(world: World) -> None:
+        root = open_root(world.store)
+        latest = root.latest()
+        assert latest is not None
+        assert not root.superseded(*latest, root.head())
 
     processes = {"late": attempt(1, late=True), "successor": sweeper(), "retention": pruner("all")}
-    explored(root_with(1), processes, Promises(forward=False), the_first_is_there, locks=False)
+    explored(root_with(1), processes, Promises(forward=False), one_that_counts_is_there, locks=False)
 
 
 def test_retention_a_pin_and_a_reader() -> None:
@@ -347,7 +475,7 @@ class ListsOnce(Root):
     """Takes what it listed for what is there."""
 
     def latest(self, slots: Any = None, head: Any = None) -> Any:
-        return self._newest(slots, head)[0]
+        return self._newest(self.slots() if slots is None else slots, head or self.head())[0]
 
 
 class ForgetsWhoCameLate(Root):

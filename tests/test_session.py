@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import signal
 import warnings
 from pathlib import Path
 from typing import Any
@@ -349,7 +350,7 @@ def test_a_finished_item_is_not_begun_again(root: Path) -> None:
         session.mark(step=1)
     with Session(root) as session, session.item(member=1) as item:
         assert item.done
-    assert [row.marks for row in Session(root).items()] == [2]
+    assert [row.marks for row in Session(root).items()] == [1]
 
 
 def test_progress_level_starts_an_interrupted_item_again(root: Path) -> None:
@@ -359,6 +360,99 @@ def test_progress_level_starts_an_interrupted_item_again(root: Path) -> None:
     with Session(root, level=Level.PROGRESS) as session, session.item(member=1) as item:
         assert item.progress == {}
         session.mark(step=1)
+
+
+def test_an_item_within_an_item_is_refused(root: Path) -> None:
+    with Session(root) as session:
+        with session.item(member=1):
+            with (
+                pytest.raises(mp.StructureError, match="is entered within the item {'member': 1}"),
+                session.item(time=2),
+            ):
+                pass
+            session.mark(step=1)
+        assert session.marks == 0
+    assert [(row.labels, row.done) for row in Session(root).items()] == [({"member": 1}, True)]
+
+
+def test_marks_within_an_item_that_is_done_are_refused(root: Path) -> None:
+    with Session(root) as session:
+        with session.item(member=1):
+            session.mark(step=1)
+        with session.item(member=1), pytest.raises(mp.StructureError, match="is done"):
+            session.mark(step=2)
+        assert session.marks == 0
+        session.mark(step=3)
+    assert Session(root).progress == {"step": 3}
+
+
+def test_an_item_that_could_not_be_entered_leaves_the_session_as_it_was(root: Path) -> None:
+    class Broken:
+        def state_dict(self) -> dict[str, Any]:
+            raise ZeroDivisionError
+
+        def load_state_dict(self, state: Any) -> None: ...
+
+    with Session(root, level=Level.ITEM) as session:
+        session.bind("model", Broken(), level=Level.ITEM)
+        with pytest.raises(ZeroDivisionError), session.item(member=1):
+            pass
+        assert session.catalog is session._main.saver.catalog
+        with pytest.raises(ZeroDivisionError), session.item(member=1):
+            pass
+
+
+def halfway(root: Path, level: Level, *, stop: int | None) -> dict[Any, Any]:
+    """Run one member with noise of its own; stop after so many marks."""
+    output: dict[Any, Any] = {}
+    with Session(root, level=level) as session:
+        noise = session.bind("noise", np.random.default_rng(3), level=Level.ITEM)
+        model = session.bind("model", Model(x=0.0))
+        with session.item(member=0) as item:
+            for step in range(item.progress.get("step", -1) + 1, STEPS):
+                model.x = 0.9 * model.x + noise.normal()
+                output[step] = model.x
+                session.mark(step=step)
+                if step == stop:
+                    raise Killed
+    return output
+
+
+@pytest.mark.parametrize("second", list(Level))
+@pytest.mark.parametrize("first", list(Level))
+def test_an_item_goes_on_right_in_a_session_of_another_level(root: Path, first: Level, second: Level) -> None:
+    whole = halfway(root / "whole", Level.ROLLOUT, stop=None)
+    for level, stop in ((first, 2), (second, 3), (second, 4)):
+        with pytest.raises(Killed):
+            halfway(root / "run", level, stop=stop)
+
+    resumed = halfway(root / "run", first, stop=None)
+
+    assert resumed == {step: whole[step] for step in resumed}
+    assert set(whole) - set(resumed) <= set(range(5))
+
+
+def test_an_item_that_is_left_because_the_run_stops_is_not_done(root: Path) -> None:
+    def run(*, stop_at: int | None) -> list[int]:
+        seen: list[int] = []
+        with Session(root, save="every 100 steps, on preemption") as session:
+            for labels in session.pending([{"member": m} for m in range(2)]):
+                with session.item(**labels) as item:
+                    for step in range(item.progress.get("step", -1) + 1, 3):
+                        seen.append(10 * labels["member"] + step)
+                        if seen[-1] == stop_at:
+                            signal.raise_signal(signal.SIGTERM)
+                        session.mark(step=step)
+                        if session.stopping:
+                            break
+                if session.stopping:
+                    break
+        return seen
+
+    assert run(stop_at=1) == [0, 1]
+    assert [(row.done, row.progress) for row in Session(root).items()] == [(False, {"step": 1})]
+    assert run(stop_at=None) == [2, 10, 11, 12]
+    assert all(row.done for row in Session(root).items())
 
 
 def test_bind_without_a_session_returns_the_state(root: Path) -> None:
@@ -381,7 +475,7 @@ def test_a_null_session_saves_nothing_and_takes_every_call(root: Path) -> None:
         for labels in session.pending([{"member": 1}]):
             with session.item(**labels) as item:
                 assert not item.done
-                session.mark(step=3)
+                assert session.mark(step=3) is False
         session.commit()
     assert model.x is None
     assert session.progress == {"step": 3}

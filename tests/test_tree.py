@@ -374,6 +374,7 @@ def test_a_value_per_process_lies_under_its_rank_and_is_seen_without_it() -> Non
     assert list(dict(visible(found.structure, 2))) == ["data/pos", "data/rng/0", "step"]
     assert list(dict(visible(found.structure, None))) == ["data/pos", "data/rng/0", "step"]
     assert subtree(found.structure, "data/pos", 2) == subtree(found.structure, "data/2/pos", 2) == (0, "data/2/pos")
+    assert subtree(flat(PerProcess([7])).structure, "0") == (0, "0/0")
 
 
 def test_values_of_several_processes_are_seen_by_rank() -> None:

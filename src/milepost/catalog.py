@@ -337,7 +337,7 @@ class Catalog(Mapping[int, Checkpoint]):
                 several = len(self._slots[step]) > 1 and reason != _DAMAGED
                 if several and (current := self._current(step)) is not None:
                     older = [slot for slot in self._slots[step] if slot.generation < current.slot.generation]
-                    self._retired(lock, older)
+                    self._retired(lock, older, self._is_up_to_date)
         dropped = {step: nbytes for step, nbytes in pruning.dropped.items() if step not in busy}
         if dropped:
             _log.info("pruned %d steps of %s: %d bytes", len(dropped), self._root.url, sum(dropped.values()))
@@ -350,7 +350,7 @@ class Catalog(Mapping[int, Checkpoint]):
         kept = dict(policy.keep(history))
         for checkpoint in whole:
             for pin in checkpoint.info.pins:
-                _add(kept, checkpoint.step, f'pinned "{pin}"')
+                kept[checkpoint.step] = " · ".join(filter(None, [kept.get(checkpoint.step), f'pinned "{pin}"']))
         try:
             latest = self._root.latest([slot for slots in self._slots.values() for slot in slots], self._head)
         except CorruptionError:  # what `restore` falls back to stays in its place, whatever the policy says
@@ -387,14 +387,17 @@ class Catalog(Mapping[int, Checkpoint]):
         judged = self._current(step)
 
         def still() -> bool:
-            if judged is None or self._root.head() != self._head:
-                return False
-            return len(self._root.notes(judged.slot, judged.manifest)) == len(judged.notes)
+            notes = None if judged is None else self._root.notes(judged.slot, judged.manifest)
+            return judged is not None and notes == judged.notes and self._is_up_to_date()
 
         return self._retired(lock, self._slots[step], still)
 
+    def _is_up_to_date(self) -> bool:
+        """Return whether no writer has begun since the listing, or is beginning: then another line may count."""
+        return self._head.decided and self._root.head() == self._head
+
     def _retired(self, lock: Lock, slots: Sequence[Slot], still: Callable[[], bool] | None = None) -> bool:
-        # The newest generation goes last and only after the others, so that an older one never shows in its place.
+        # The newest generation goes last, so that an older one never shows in its place.
         return all(lock.retire(slot, still=still) for slot in slots if self._root.committed(slot))
 
     # --- what comes
@@ -495,7 +498,3 @@ def _recorded(catalog: Catalog) -> KeepPolicy | None:
         return None if latest is None else keep_policy(latest.info.keep)
     except (ValueError, CorruptionError):
         return _Unsayable()
-
-
-def _add(kept: dict[int, str], step: int, reason: str) -> None:
-    kept[step] = f"{kept[step]} · {reason}" if step in kept else reason

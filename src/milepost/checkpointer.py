@@ -254,7 +254,11 @@ class Checkpointer:
         self._resume_from = None
         if start is not None or self._parent is None:
             self._parent = record.resumed_from
-        replaces = self._conflicts(step, overwrite, behind)
+        try:
+            replaces = self._conflicts(step, overwrite, behind)
+        except ConflictError:
+            self._lock.check()  # when another writer took over, that is why
+            raise
         pin = pin_name(self._save, step)
         return Order(
             step, self._reasons.get(step, "asked for"), _encoded("metrics", metrics), _encoded("metadata", metadata),

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A component of a rollout: how much of its state is asked for, pulled and given back; the names of work items."""
+"""A component of a rollout: how much of its state is asked for, pulled and given back."""
 
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
-import re
-import urllib.parse
-from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -15,9 +11,6 @@ from milepost.adapters import provider_of
 from milepost.checkpoint import Checkpoint
 from milepost.errors import StructureError
 from milepost.model import keypath
-from milepost.model.value import value_type
-
-_LABEL = re.compile(r"(u?int|float|bool|str|date|datetime|datetime64|timedelta64)\d*(\[\w+\])?")
 
 
 class Level(IntEnum):
@@ -29,22 +22,6 @@ class Level(IntEnum):
     """What an item needs to start again: random states as they were when it began."""
     ROLLOUT = 2
     """What a rollout needs to go on from its last mark."""
-
-
-def item_name(labels: Mapping[str, Any]) -> str:
-    """Return the folder of an item: its labels in order of their names, percent-encoded."""
-    if not labels:
-        raise ValueError("an item needs labels, such as member=3")
-    parts = [f"{name}={urllib.parse.quote(_label(value), safe='')}" for name, value in sorted(labels.items())]
-    return ",".join(parts)
-
-
-def _label(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if _LABEL.fullmatch(value_type(value) or "") is None:
-        raise ValueError(f"a label is text, a number or a date, not a {type(value).__name__}: {value!r}")
-    return value.isoformat() if isinstance(value, dt.date) else str(value)
 
 
 def pulled(state: Any, level: Level) -> Any:

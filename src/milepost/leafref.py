@@ -45,7 +45,10 @@ class LeafRef:
     def dtype(self) -> np.dtype[Any] | None:
         """The dtype of the array that `read` returns (of a key, that of its words); None for a value."""
         array = self._opened.stored.table.arrays.get(self._there)
-        return None if array is None else dtype_info(array.dtype).numpy
+        if array is None:
+            return None
+        dtype = dtype_info(array.dtype).numpy
+        return dtype.newbyteorder("=") if dtype.isnative else dtype  # else it prints as `<f4`
 
     @property
     def origin(self) -> str:

@@ -28,8 +28,9 @@ class NullSession:
     def restored(self, name: str) -> bool:
         return False
 
-    def mark(self, **progress: Any) -> None:
+    def mark(self, **progress: Any) -> bool:
         self.progress = dict(progress)
+        return False
 
     def commit(self) -> None:
         pass

@@ -22,8 +22,9 @@ from typing import Any, Literal, TypeVar, final
 from milepost.catalog import Catalog, open_catalog
 from milepost.checkpoint import Checkpoint
 from milepost.checkpointer import Checkpointer
-from milepost.component import Level, item_name, pulled, restore
+from milepost.component import Level, pulled, restore
 from milepost.errors import NotFoundError, StructureError
+from milepost.items import ItemRow, item_row, item_rows, item_where
 from milepost.model import keypath
 from milepost.null import NullSession
 from milepost.policy import EveryNSteps, KeepPolicy, Latest, OnSteps, SavePolicy, keep_policy
@@ -32,7 +33,6 @@ from milepost.stores import Hold
 _log = logging.getLogger("milepost")
 _T = TypeVar("_T")
 _current: ContextVar[Session | None] = ContextVar("milepost.session", default=None)
-ITEMS = "items"
 _START = 0
 
 
@@ -42,32 +42,24 @@ class _Bound:
     level: Level
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ItemRow:
-    """One work item of a session.
-
-    Attributes:
-        labels: which item.
-        done: whether it is finished.
-        marks: how many marks its newest row has.
-        progress: what its last saved mark said.
-    """
-
-    labels: dict[str, Any]
-    done: bool
-    marks: int
-    progress: dict[str, Any]
-
-
 @final
 class _Line:
     """One root's marks: those of the session itself, or of an item."""
 
-    def __init__(self, saver: Checkpointer, row: Checkpoint | None, labels: Mapping[str, Any], *, done: bool) -> None:
-        self.saver, self.row, self.labels, self.done = saver, row, dict(labels), done
+    def __init__(
+        self,
+        saver: Checkpointer,
+        row: Checkpoint | None,
+        labels: Mapping[str, Any],
+        level: Level,
+        *,
+        done: bool = False,
+    ) -> None:
+        self.saver, self.row, self.labels, self.level, self.done = saver, row, dict(labels), level, done
         self.count = 0 if row is None else row.step
         self.progress: dict[str, Any] = {} if row is None else dict(row.metadata["progress"])
         self.unclaimed: dict[str, Checkpoint] = {}
+        self.offered = level
         self.inherited = False
         self.hold: Hold | None = None
         self.restored: set[str] = set()
@@ -79,7 +71,7 @@ class _Line:
         self.hold = row.lease()  # retention waits until all of it is claimed
         names = dict.fromkeys(path.split("/")[1] for path in row.leaves if path.startswith("state/"))
         self.unclaimed = {str(keypath.key(name)): row.at(f"state/{name}") for name in names}
-        self.inherited = inherited
+        self.offered, self.inherited = _level_of(row), inherited
 
     def claim(self, name: str) -> Checkpoint | None:
         """Return the state offered under a name, once."""
@@ -100,9 +92,14 @@ class _Line:
         self.saver.__exit__(*error or (None, None, None))
 
     def commit(self, tree: Mapping[str, Any], *, done: bool = False, overwrite: bool = False) -> None:
-        metadata = {"progress": self.progress, "done": done, "labels": self.labels}
+        metadata = {"progress": self.progress, "done": done, "labels": self.labels, "level": int(self.level)}
         self.saver.save(self.count, {"state": dict(tree)}, metadata=metadata, overwrite=overwrite)
         self.behind, self.done = 0, done
+
+
+def _level_of(row: Checkpoint) -> Level:
+    """Return the level at which a row was saved, which may not be the one of this session."""
+    return Level(row.metadata["level"])
 
 
 @final
@@ -151,7 +148,7 @@ class Session:
                 f"{self._where} has rows already, and resume=None starts anew\n"
                 "  Give a root of its own, or resume='latest'."
             )
-        self._main = self._line = _Line(saver, row, {}, done=False)
+        self._main = self._line = _Line(saver, row, {}, self.level)
         if row is not None and self.level > Level.PROGRESS:
             self._main.offer(row)
         self._tokens: list[Token[Session | None]] = []
@@ -230,18 +227,17 @@ class Session:
                 RuntimeWarning,
                 stacklevel=3,
             )
-        restore(self._bound[name].state, view, self.level)
+        restore(self._bound[name].state, view, self._line.offered)
         self._line.restored.add(name)
 
     def _tree(self) -> dict[str, Any]:
         """Pull the components' states as far as the level asks for them."""
-        tree = {
-            name: pulled(bound.state, self.level) for name, bound in self._bound.items() if bound.level <= self.level
-        }
+        level = self._line.level
+        tree = {name: pulled(bound.state, level) for name, bound in self._bound.items() if bound.level <= level}
         if not self._line.inherited:
             for name, view in self._line.unclaimed.items():  # saved, and not bound again: not lost
                 tree.setdefault(name, view.load(frameworks="saved"))
-        return tree if self.level > Level.PROGRESS else {}
+        return tree if level > Level.PROGRESS else {}
 
     # --- marks
 
@@ -253,8 +249,15 @@ class Session:
 
         Returns:
             Whether this mark is saved.
+
+        Raises:
+            StructureError: within an item that is done.
         """
         line = self._line
+        if line.done:
+            raise StructureError(
+                f"the item {line.labels} is done\n  Look at `item.done` before its work is done again."
+            )
         line.marked = True
         line.count += 1
         line.behind += 1
@@ -262,7 +265,7 @@ class Session:
         if line.saver.due(line.count) is None:
             return False
         # An item that would start again from its beginning needs no state from its middle.
-        needed = line is self._main or self.level != Level.ITEM
+        needed = line is self._main or line.level != Level.ITEM
         line.commit(self._tree() if needed else {})
         return True
 
@@ -274,8 +277,8 @@ class Session:
 
     @property
     def stopping(self) -> bool:
-        """Whether the run was asked to stop; see `Checkpointer.stopping`."""
-        return self._line.saver.stopping
+        """Whether the run was asked to stop; see `Checkpointer.stopping`. An item that is left then is not done."""
+        return self._line.saver.stopping or self._main.saver.stopping
 
     # --- items
 
@@ -290,52 +293,52 @@ class Session:
 
     def items(self) -> list[ItemRow]:
         """Return all items that were begun, by their labels."""
-        found: list[ItemRow] = []
-        folder = os.path.join(self._where, ITEMS)
-        for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else []:
-            try:
-                row = self._row_at(os.path.join(folder, name))
-            except NotFoundError:
-                continue  # being made
-            found += [] if row is None else [row]
-        return found
+        return item_rows(self._where)
 
     def _row_of(self, labels: Mapping[str, Any]) -> ItemRow:
-        try:
-            found = self._row_at(self._root_of(labels))
-        except NotFoundError:
-            found = None
-        return found or ItemRow(dict(labels), False, 0, {})
-
-    def _row_at(self, where: str) -> ItemRow | None:
-        latest = open_catalog(where).latest()
-        if latest is None:
-            return None
-        data = latest.metadata
-        return ItemRow(dict(data["labels"]), bool(data["done"]), latest.step, dict(data["progress"]))
+        return item_row(self._root_of(labels)) or ItemRow(dict(labels), False, 0, {})
 
     def _root_of(self, labels: Mapping[str, Any]) -> str:
-        return os.path.join(self._where, ITEMS, item_name(labels))
+        return item_where(self._where, labels)
 
     def _enter_item(self, labels: Mapping[str, Any]) -> _Line:
+        if self._line is not self._main:
+            raise StructureError(
+                f"{dict(labels)} is entered within the item {self._line.labels}\n  Leave that one first."
+            )
+        self._hear()
         where = self._root_of(labels)
         row, done = self._start_of(where, labels)
+        # An item that was saved half-way with its whole state goes on so: its first row may be gone.
+        level = self.level if row is None or row.step == _START else max(self.level, _level_of(row))
         # Below ROLLOUT an interrupted item starts again from its first row, which therefore stays.
         keep: Any = keep_policy(self._keep)
-        keep = keep if self.level == Level.ROLLOUT else keep | OnSteps([_START])
-        line = _Line(self._saver(where, keep, None if done else row), row, labels, done=done)
-        if done:
-            return line
-        if row is not None and self.level > Level.PROGRESS:
-            line.offer(row)
-        elif self._inherits and (before := self._before(labels)) is not None:
+        keep = keep if level == Level.ROLLOUT else keep | OnSteps([_START])
+        line = self._line = _Line(self._saver(where, keep, None if done else row), row, labels, level, done=done)
+        try:
+            if not done:
+                self._begin(line)
+        except BaseException:
+            self._line = self._main
+            line.close()
+            raise
+        return line
+
+    def _begin(self, line: _Line) -> None:
+        """Give the bound components the state with which an item begins or goes on."""
+        if line.row is not None and line.level > Level.PROGRESS:
+            line.offer(line.row)
+        elif self._inherits and (before := self._before(line.labels)) is not None:
             line.offer(before, inherited=True)
-        self._inherits, self._line = False, line
+        self._inherits = False
         for name in list(self._bound):
             self._restore(name)
-        if row is None:
+        if line.row is None:
             line.commit(self._tree())
-        return line
+
+    def _hear(self) -> None:
+        """Learn of signals that came since the last mark: each item has its own Checkpointer, which hears its own."""
+        self._main.saver.due(self._main.count)
 
     def _start_of(self, where: str, labels: Mapping[str, Any]) -> tuple[Checkpoint | None, bool]:
         """Return the row that an item goes on from, and whether it is done."""
@@ -353,7 +356,7 @@ class Session:
             )
         if latest.metadata["done"]:
             return latest, True
-        return (latest if self.level == Level.ROLLOUT else catalog.get(_START, latest)), False
+        return (latest if _level_of(latest) == Level.ROLLOUT else catalog.get(_START, latest)), False
 
     def _before(self, labels: Mapping[str, Any]) -> Checkpoint | None:
         """Return the last row of the finished item before this one, from where one worker's components go on."""
@@ -365,8 +368,11 @@ class Session:
                 return row
         return None
 
-    def _leave_item(self, *, done: bool) -> None:
+    def _leave_item(self, *, done: bool) -> bool:
+        """Leave the item; return whether it is done. One that was left because the run stops is not."""
         line = self._line
+        done = done and not self.stopping and not line.done  # a signal since the last mark made nobody leave
+        self._hear()
         try:
             if done:
                 line.count += 1
@@ -374,6 +380,7 @@ class Session:
         finally:
             self._line = self._main
             line.close()
+        return done or line.done
 
     # --- context
 
@@ -418,12 +425,7 @@ class Item:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        if self.done:
-            assert self._line is not None
-            self._line.close()
-            return
-        self._session._leave_item(done=error is None)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        self.done = error is None
+        self.done = self._session._leave_item(done=error is None)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def bind(name: str, state: _T, *, level: Level | int = Level.ROLLOUT) -> _T:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import html as markup
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -53,6 +52,8 @@ def text(found: Sequence[Row]) -> str:
 
 def html(found: Sequence[Row]) -> str:
     """Return the rows as an HTML table."""
+    import html as markup
+
     head, *body = cells(found)
     lines = ["".join(f"<th>{markup.escape(cell)}</th>" for cell in head)]
     lines += ["".join(f"<td>{markup.escape(cell)}</td>" for cell in row) for row in body]

@@ -47,7 +47,7 @@ with mp.Checkpointer("runs/1") as saver:
     saver.step = 12  # wrong: no such attribute
     pending = saver.save(12, tree, metrics={"loss": 1.0})
     pending.result(timeout=3.0)  # wrong: the unit is in the name
-    pending.result().tree  # wrong: a Checkpoint is read with `load`
+    pending.result().state  # wrong: a Checkpoint is read with `load`
     saver.catalog.latest().step  # wrong: None on the first run
 
 # Reading.

@@ -10,6 +10,7 @@ import click
 
 from milepost.catalog import rows
 from milepost.checkpoint import Checkpoint
+from milepost.cli.grid import Square, squares, squares_json, squares_text
 from milepost.cli.options import json_option, log_hushed, metric_option
 from milepost.cli.output import NONE, columns, count, counted, emit, flat_metrics, number, plain, say, stamp
 from milepost.cli.target import Place, Target, TargetType, open_target
@@ -31,7 +32,7 @@ _LOOKS: Mapping[str, Mapping[str, Any]] = {
 def ls(target: Target, metric: str | None, as_json: bool) -> None:
     """List the steps of a store: age, size, metrics, and why each is kept.
 
-    NEW is what the step itself wrote; the rest of it are links to earlier files.
+    NEW is what the step itself wrote; the rest of it are links to earlier files. Of a session, also its work items.
     """
     place = open_target(target)
     only = None if target.step is None else place.checkpoint(target, metric).step
@@ -39,13 +40,17 @@ def ls(target: Target, metric: str | None, as_json: bool) -> None:
         found = [row for row in rows(place.catalog) if only is None or row.step == only]
     writer = writer_of(place.root.store)
     checkpoints = [each for row in found if row.created is not None and (each := place.catalog.get(row.step))]
+    grid = squares(target.store) if only is None else []
     if as_json:
-        _print_json(place, found, checkpoints, writer)
+        _print_json(place, found, checkpoints, writer, grid)
         return
     if only is None:
         say(_headline(place, found, checkpoints, writer))
     if found:
         for line in _table(found):
+            say(line)
+    if grid:
+        for line in squares_text(grid):
             say(line)
 
 
@@ -123,7 +128,13 @@ def _cells(row: Row, metrics: Mapping[str, float], names: Sequence[str]) -> list
     return [str(row.step), age(row.created), size(row.nbytes), size(row.new_nbytes), *values, why]
 
 
-def _print_json(place: Place, found: Sequence[Row], checkpoints: Sequence[Checkpoint], writer: Writer | None) -> None:
+def _print_json(
+    place: Place,
+    found: Sequence[Row],
+    checkpoints: Sequence[Checkpoint],
+    writer: Writer | None,
+    grid: Sequence[Square],
+) -> None:
     by_step = {checkpoint.step: checkpoint for checkpoint in checkpoints}
     emit(
         "ls",
@@ -132,6 +143,7 @@ def _print_json(place: Place, found: Sequence[Row], checkpoints: Sequence[Checkp
         logical_bytes=sum(checkpoint.nbytes for checkpoint in checkpoints),
         writer=writer_json(writer),
         steps=[row_json(row, by_step.get(row.step)) for row in found],
+        items=squares_json(grid),
     )
 
 

@@ -19,13 +19,17 @@ from pathlib import Path
 from typing import final
 
 import milepost as mp
+from milepost.demo.ensemble import MEMBERS, MONTHS, temperatures
 from milepost.demo.model import FRAMEWORKS, LAYERS
+from milepost.items import ItemRow, item_row, item_where
 
 STEPS, KILL_AT = 600, 350
 # Slow enough that a save takes a third of a second, in which it can be killed.
 _BYTES_PER_S = 2_700_000
 _CALM, _KILLED = "uninterrupted", "interrupted"
 _SAVE_EVERY = 50
+_ENSEMBLE_CALM, _ENSEMBLE = "ensemble-uninterrupted", "ensemble"
+_KILL_MEMBER = 5
 
 
 class Broken(Exception):
@@ -85,10 +89,21 @@ class Stage:
     def training(self, root: str) -> Generator[subprocess.Popen[str]]:
         """Start the training run; the command is the same every time."""
         _say("")
-        command = [sys.executable, "-m", "milepost.demo.train", root, "--framework", self.framework]
-        command += ["--steps", str(STEPS), "--bandwidth", str(_BYTES_PER_S)]
+        words = ["train", root, "--framework", self.framework]
+        with self._program(*words, "--steps", str(STEPS), "--bandwidth", str(_BYTES_PER_S)) as process:
+            yield process
+
+    @contextmanager
+    def forecast(self, root: str) -> Generator[subprocess.Popen[str]]:
+        """Start the ensemble; its output is in a folder next to its root."""
+        _say("")
+        with self._program("ensemble", root, f"{root}-output") as process:
+            yield process
+
+    @contextmanager
+    def _program(self, name: str, *words: str) -> Generator[subprocess.Popen[str]]:
         with subprocess.Popen(  # noqa: S603 our own program
-            command, cwd=self.folder, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", f"milepost.demo.{name}", *words], cwd=self.folder, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             encoding="utf-8",
         ) as process:  # fmt: skip
             try:
@@ -103,10 +118,16 @@ class Stage:
             Broken: it failed.
         """
         with self.training(root) as process:
-            lines = list(_echoed(process))
-            if code := process.wait():
-                raise Broken(f"the training run ended with exit code {code}.")
-        return lines
+            return _finished(process)
+
+    def forecast_finished(self, root: str) -> list[str]:
+        """Let the ensemble go to its end; return what it printed.
+
+        Raises:
+            Broken: it failed.
+        """
+        with self.forecast(root) as process:
+            return _finished(process)
 
     def shell(self, *words: str, code: int = 0) -> None:
         """Run a `milepost` command as a user would, and show what it prints.
@@ -144,6 +165,13 @@ def _echoed(process: subprocess.Popen[str]) -> Iterator[str]:
         yield line.rstrip()
 
 
+def _finished(process: subprocess.Popen[str]) -> list[str]:
+    lines = list(_echoed(process))
+    if code := process.wait():
+        raise Broken(f"the run ended with exit code {code}.")
+    return lines
+
+
 def _play(stage: Stage) -> None:
     start = time.monotonic()
     layers = "-".join(map(str, LAYERS))
@@ -157,6 +185,7 @@ def _play(stage: Stage) -> None:
     _kill(stage)
     _resume(stage, expected)
     _damage(stage, expected)
+    _ensemble(stage)
     _look(stage)
     _say(f"\nAll as promised, in {time.monotonic() - start:.0f} seconds.")
     if stage.kept:
@@ -254,8 +283,50 @@ def _flip(slot: Path, leaf: str) -> tuple[str, int]:
     raise Broken(f"no pack of {slot} holds {leaf}.")
 
 
+def _ensemble(stage: Stage) -> None:
+    _act(
+        5, f"An ensemble: El Nino in {MEMBERS} members of {MONTHS} months, saved every 6 months, as items of a session."
+    )
+    stage.forecast_finished(_ENSEMBLE_CALM)
+    _say("\n   The same with a root of its own, and SIGKILL in the middle of a member.")
+    for member in range(_KILL_MEMBER, MEMBERS):
+        row = _killed_in_member(stage, member)
+        if row is not None:
+            break
+        _say(f"   (member {member} was finished before the signal came; once more)")
+    else:
+        raise Broken("no member could be killed half-way: every one was too fast.")
+    _say(
+        f"\n   Killed. Member {row.labels['member']} is saved up to month {row.progress['lead']}, the next have not begun:"
+    )
+    stage.shell("ls", _ENSEMBLE)
+    _say("\n   The same command again.")
+    lines = stage.forecast_finished(_ENSEMBLE)
+    first = f"member {row.labels['member']:2}   goes on with month {row.progress['lead'] + 1}"
+    if lines[:1] != [first]:
+        raise Broken(f"the ensemble went on with {lines[:1]}, not with {first!r}.")
+    calm, killed = (temperatures(stage.folder / f"{root}-output") for root in (_ENSEMBLE_CALM, _ENSEMBLE))
+    if calm.shape != (MEMBERS, MONTHS) or calm.tobytes() != killed.tobytes():
+        raise Broken("the temperatures of the two ensembles differ.")
+    _say(f"\n   BIT-EXACT: all {MEMBERS} x {MONTHS} temperatures are those of the ensemble that was left alone.")
+    stage.shell("ls", _ENSEMBLE)
+
+
+def _killed_in_member(stage: Stage, member: int) -> ItemRow | None:
+    """Kill the ensemble in a member; return how far that is saved, None when it was finished before."""
+    where = item_where(str(stage.folder / _ENSEMBLE), {"member": member})
+    with stage.forecast(_ENSEMBLE) as process:
+        while process.poll() is None and ((row := item_row(where)) is None or not row.progress):
+            time.sleep(0.001)
+        process.kill()
+        for _ in _echoed(process):
+            pass  # what it said before
+    row = item_row(where)
+    return row if row is not None and 0 < row.marks < MONTHS else None
+
+
 def _look(stage: Stage) -> None:
-    _act(5, "Look at what is there: the steps and why they stay, what differs, and what a policy would delete.")
+    _act(6, "Look at what is there: the steps and why they stay, what differs, and what a policy would delete.")
     stage.shell("ls", _KILLED)
     stage.shell("diff", f"{_KILLED}@-2", f"{_KILLED}@latest")
     stage.shell("diff", f"{_CALM}@latest", f"{_KILLED}@latest")

@@ -22,7 +22,7 @@ from weakref import WeakValueDictionary
 from milepost.engine import epochs
 from milepost.engine.epochs import Head
 from milepost.engine.root import Root, patiently
-from milepost.errors import CommitUnknownError, ConflictError, NotFoundError, StorageError
+from milepost.errors import CommitUnknownError, ConflictError, CorruptionError, NotFoundError, StorageError
 from milepost.model import format as fmt
 from milepost.model.format import Manifest, Slot, WriterRecord
 from milepost.stores import Claim, Hold, Store
@@ -175,15 +175,26 @@ class Lock:
     def _declared(self, head: Head, resume_from: Slot | None) -> Head:
         """Return the head of this writer's line: the slot to go on from, and what is left behind."""
         root = self._root
-        slots, start = root.slots(), resume_from
-        if start is None and (latest := root.latest(slots, head)) is not None:
-            start = latest[0]
+        slots = root.slots()
+        start = self._end_of_line(slots, head) if resume_from is None else resume_from
         # Of what is not committed nothing is said: it is swept, and its name goes to the next save of that step.
         order = (start.step, start.generation) if start is not None else (-1, 0)
         past = [slot for slot in slots if (slot.step, slot.generation) > order or slot.name in head.superseded]
         superseded = frozenset(slot.name for slot in past if slot != start and root.committed(slot))
         epoch = head.epoch + 1
         return Head(epoch, None if start is None else start.name, superseded, epoch)
+
+    def _end_of_line(self, slots: list[Slot], head: Head) -> Slot | None:
+        try:
+            latest = self._root.latest(slots, head)
+        except CorruptionError as error:
+            raise CorruptionError(
+                f"{str(error).partition(chr(10))[0]}\n"
+                "  It is the latest. Restore that file from a copy, or name an older step to go on from:\n"
+                "  Checkpointer(..., resume_from=catalog[step]).",
+                damaged=error.damaged,
+            ) from error
+        return None if latest is None else latest[0]
 
     def _sweep(self) -> None:
         """Retire what older epochs left unfinished: none of it can be committed any more.

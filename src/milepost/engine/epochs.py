@@ -8,12 +8,10 @@ is what lets a writer tell, without a clock, who came before it.
 from __future__ import annotations
 
 import datetime as dt
-import getpass
 import os
-import platform
 import re
-import socket
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from milepost.errors import CommitUnknownError, ConflictError, CorruptionError, FormatError, NotFoundError, StorageError
@@ -44,6 +42,11 @@ class Head:
     slot: str | None = None
     superseded: frozenset[str] = frozenset()
     line: int = 0
+
+    @property
+    def decided(self) -> bool:
+        """Whether the newest writer has found out where it goes on."""
+        return self.line == self.epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ def read_head(store: Store, epoch: int) -> Head:
 def create(store: Store, head: Head) -> WriterRecord | None:
     """Create the record of this process as a writer that begins now; return None when another one has that epoch."""
     record = WriterRecord(
-        format=fmt.FORMAT, epoch=head.epoch, id=fmt.new_id(), user=_user(), host=socket.gethostname(),
+        format=fmt.FORMAT, epoch=head.epoch, id=fmt.new_id(), user=_user(), host=_host(),
         pid=os.getpid(), boot=_boot_id(), start=now(), resumed_from=head.slot, superseded=sorted(head.superseded),
         line=head.line,
     )  # fmt: skip
@@ -190,7 +193,7 @@ def _described(record: WriterRecord) -> str:
 
 def _has_ended(record: WriterRecord) -> bool:
     """Return whether a writer is known to have ended: it ran on this machine, and its process is gone."""
-    if os.name != "posix" or record.host != socket.gethostname():
+    if os.name != "posix" or record.host != _host():
         return False
     if record.boot != _boot_id():
         return True
@@ -203,15 +206,25 @@ def _has_ended(record: WriterRecord) -> bool:
     return False
 
 
+def _host() -> str:
+    import socket  # not before somebody writes: importing milepost is quick
+
+    return socket.gethostname()
+
+
+@cache
 def _user() -> str:
     try:
+        import getpass
+
         return getpass.getuser()
     except (KeyError, OSError, ImportError):
         return str(os.getuid()) if hasattr(os, "getuid") else "unknown"
 
 
+@cache
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
-        return platform.node()
+        return _host()

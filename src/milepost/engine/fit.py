@@ -53,7 +53,7 @@ class Fit:
         self.leaves, self.objects, self.whole = _spread(tree.flatten(like, CLASSIFY, rank=stored.rank, present=True))
         entries = stored.entries(stored.rank)
         states = set(self._saved_states(entries).values())
-        self.there = {path: there for path, there in entries.items() if not below(path, states)}
+        self.there = {path: there for path, there in entries.items() if not _below(path, states)}
         self.specs = {path: _spec_of(value, path) for path, value in self.leaves.items()}
         match = compare(
             {path: stored.spec(there) for path, there in self.there.items()} | dict.fromkeys(states, _STATE),
@@ -129,6 +129,15 @@ class Fit:
         assert found is not None  # it was there when it was compared
         return self.stored.state(*found)
 
+    def inside(self) -> dict[KeyPath, list[KeyPath]]:
+        """Return what is to be given to each object with state: its own path, or those of its parts."""
+        found: dict[KeyPath, list[KeyPath]] = {}
+        for path in self.pairs if self.objects else ():
+            owner = next((node for node in _ancestors(path) if node in self.objects), None)
+            if owner is not None:
+                found.setdefault(owner, []).append(path)
+        return found
+
     def source(self, path: KeyPath) -> Hashable:
         """Return a key that is equal for paths that get the same stored leaf or state."""
         if path not in self.whole:
@@ -166,7 +175,7 @@ def _ancestors(path: KeyPath) -> Iterator[KeyPath]:
     yield path
 
 
-def below(path: KeyPath, nodes: set[KeyPath]) -> bool:
+def _below(path: KeyPath, nodes: set[KeyPath]) -> bool:
     return bool(nodes) and any(node in nodes for node in _ancestors(path))
 
 

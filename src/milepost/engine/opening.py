@@ -64,6 +64,8 @@ def opened_slot(store: Store) -> Root | None:
         data = store.get(fmt.MANIFEST)
     except NotFoundError:
         return None
+    if any(info.key == fmt.ROOT for info in store.list("", delimiter="/")):
+        return None
     manifest = fmt.unseal(data, Manifest, f"{store.url}/{fmt.MANIFEST}")
     return Root(store, None, StepFormat(), copied_slot("", manifest, store.url))
 

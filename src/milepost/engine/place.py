@@ -8,11 +8,11 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from milepost.adapters import adapter_of
-from milepost.engine.fit import CLASSIFY, Fit, Options, abstract, below
+from milepost.engine.fit import CLASSIFY, Fit, Options, abstract
 from milepost.engine.stored import Stored
 from milepost.errors import CheckpointError, StructureError, folded
 from milepost.model import keypath, structure, tree
-from milepost.model.keypath import KeyPath, join, under
+from milepost.model.keypath import KeyPath, join
 from milepost.model.leaf import LeafSpec
 from milepost.model.tree import SKIP, StateObject
 from milepost.model.value import encode
@@ -54,8 +54,9 @@ def load_plain(stored: Stored, options: Options) -> Any:
 def load_like(stored: Stored, like: Any, options: Options) -> Any:
     """Return a tree like `like` with the stored leaves; nothing of `like` is changed."""
     fit = Fit(stored, like, options)
-    for path, item in fit.objects.items():
-        if not item.provider.by_value and any(under(pair, path) for pair in fit.pairs):
+    for path in fit.inside():
+        item = fit.objects[path]
+        if not item.provider.by_value:
             raise StructureError(
                 f"{stored.where}: {path or 'the root'} of `like` is a {type(item.value).__name__}, which has a state of"
                 " its own\n  Use `load_into(tree)`, which restores such objects in place, or put `mp.SKIP` there."
@@ -100,10 +101,8 @@ def _object_changes(fit: Fit) -> list[_Change]:
     by_leaf: list[_Change] = []
     sources: dict[int, tuple[KeyPath, list[Hashable]]] = {}
     empty: list[KeyPath] = []
-    for path, item in fit.objects.items():
-        pairs = [pair for pair in fit.pairs if under(pair, path)]
-        if not pairs:
-            continue
+    for path, pairs in fit.inside().items():
+        item = fit.objects[path]
         source = [fit.source(pair) for pair in pairs]
         first, before = sources.setdefault(id(item.value), (path, source))
         if first != path:
@@ -154,7 +153,7 @@ def _restorer(fit: Fit, path: KeyPath, item: StateObject) -> Callable[[], None]:
 
 def _leaf_changes(fit: Fit, target: Any) -> list[_Change]:
     setters = dict(tree.setters(target, CLASSIFY))
-    inside = {path for path in fit.leaves if below(path, set(fit.objects))}
+    inside = {path for paths in fit.inside().values() for path in paths}
     changes: list[_Change] = []
     fixed: list[KeyPath] = []
     filled: dict[Hashable, Hashable] = {}

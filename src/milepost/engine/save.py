@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import gc
 import logging
-import platform
 import secrets
 import sys
 import time
@@ -84,6 +84,17 @@ def prepare(value: Any, *, rank: int = 0) -> Captured:
     Raises:
         UnsupportedLeafError: something cannot be stored, with its path.
     """
+    # Of many objects that all stay alive the collector frees nothing, and takes as long as everything else here.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _prepared(value, rank)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _prepared(value: Any, rank: int) -> Captured:
     flat = tree.flatten(value, Classifier(), rank=rank)
     sources: list[Source] = []
     held: list[Held] = []
@@ -116,7 +127,7 @@ def prepare(value: Any, *, rank: int = 0) -> Captured:
 
 def _check_covered(spec: LeafSpec, pieces: Sequence[Piece]) -> None:
     """Refuse an array of which this process holds a part only."""
-    if len(pieces) == 1 and pieces[0].box.shape == spec.shape:
+    if len(pieces) == 1 and pieces[0].box is Box.whole(spec.shape):
         return
     there, whole = sum(box.size for box in {piece.box for piece in pieces}), Box.whole(spec.shape).size
     if there != whole:
@@ -217,7 +228,7 @@ def _manifest(
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, milepost and the frameworks that are loaded."""
-    found = {"python": platform.python_version()}
+    found = {"python": sys.version.partition(" ")[0]}
     for name in ("milepost", "numpy", "jax", "torch"):
         version = getattr(sys.modules.get(name), "__version__", None)
         if version is not None:

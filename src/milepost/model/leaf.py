@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import platform
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -171,7 +170,7 @@ _LONG = {"float128": "longdouble", "float96": "longdouble", "complex256": "clong
 
 def _long_double() -> str:
     bits = np.finfo(np.longdouble).nmant
-    return {63: "x87", 112: "ieee", 105: "double_double"}.get(bits, platform.machine())
+    return {63: "x87", 112: "ieee", 105: "double_double"}.get(bits, f"mantissa{bits}")
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
@@ -268,7 +267,9 @@ def _numpy_dtype(name: str) -> np.dtype[Any]:
                 )
             return np.dtype(_LONG[base]).newbyteorder(order)
         if _PLAIN.fullmatch(little) or _TIME.fullmatch(little):
-            return np.dtype(little).newbyteorder(order)
+            dtype = np.dtype(little)
+            # An explicit "<" where it is the machine's own order anyway would print as `dtype('<f4')`.
+            return dtype if order == "<" and dtype.newbyteorder("<") == dtype else dtype.newbyteorder(order)
     except (TypeError, ValueError, KeyError, OverflowError, RecursionError):
         pass
     raise FormatError(f"{name[:200]!r} is no dtype of this format")

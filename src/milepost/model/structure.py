@@ -152,11 +152,11 @@ def _container(kind: str, items: dict[str, Any], stored: KeyPath) -> Any:
 def subtree(
     structure: Structure, path: KeyPath, rank: int = 0, *, node: Structure = None, stored: KeyPath = keypath.ROOT
 ) -> tuple[Structure, KeyPath]:
-    """Return the node at a path, and its path as stored; the ranks of `PerProcess` may be given or left out.
+    """Return the node at a path, and its path as stored.
 
     Args:
         structure: the whole tree's.
-        path: counts from `node`.
+        path: counts from `node`. Ranks of `PerProcess` are left out, or given where that leads nowhere.
         rank: the process that asks.
         node, stored: as in `visible`.
 
@@ -165,27 +165,29 @@ def subtree(
         StructureError: a value was saved per process, and not for this rank.
         FormatError: the structure is malformed.
     """
-    node = structure if node is None else node
-    rest = keypath.split(path)
-    for depth in range(4 * MAX_DEPTH):
-        if isinstance(node, str):
-            node, stored = _target(structure, node)
-        elif not rest:
-            return node, stored
-        elif node == 0:
-            break
-        else:
-            kind, body = node_of(node, stored, depth)
-            if kind == "state":
-                node = body
-                continue
-            name = rest[0]
-            if kind == "per_process" and name not in body:
-                name = _of_rank(body, rank, path)
-            else:
-                rest = rest[1:]
-            node, stored = _member(body, name), join(stored, name)
-    raise KeyError(path)
+    return _subtree(structure, structure if node is None else node, stored, keypath.split(path), rank, 0)
+
+
+def _subtree(
+    root: Structure, node: Structure, stored: KeyPath, rest: list[str], rank: int, depth: int
+) -> tuple[Structure, KeyPath]:
+    if isinstance(node, str):
+        node, stored = _target(root, node)
+    if not rest:
+        return node, stored
+    if node == 0:
+        raise KeyError(rest[0])
+    kind, body = node_of(node, stored, depth)
+    if kind == "state":
+        return _subtree(root, body, stored, rest, rank, depth + 1)
+    if kind == "per_process" and (str(rank) in body or rest[0] not in body):
+        name = _of_rank(body, rank, stored)
+        try:
+            return _subtree(root, body[name], join(stored, name), rest, rank, depth + 1)
+        except KeyError:
+            if rest[0] not in body:
+                raise
+    return _subtree(root, _member(body, rest[0]), join(stored, rest[0]), rest[1:], rank, depth + 1)
 
 
 def of_process(node: Structure, stored: KeyPath, rank: int) -> tuple[Structure, KeyPath]:

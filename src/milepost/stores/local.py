@@ -145,7 +145,10 @@ class LocalStore:
             with self._lock:
                 if not self._name_folder(parent, parts):
                     raise exists(where)
-            folder = parent.child(parts[-1])
+            try:
+                folder = parent.child(parts[-1])
+            except FileNotFoundError:  # another process has retired it at once
+                raise fenced(where) from None
         return _LocalClaim(folder, where, partial(self._put, folder, parts), partial(self._link, folder, parts))
 
     def sweep(self) -> None:
@@ -331,7 +334,10 @@ class LocalStore:
                 if error.errno in ABSENT:
                     return False
                 raise
-            parent.move(parts[-1], root, trash)
+            try:
+                parent.move(parts[-1], root, trash)
+            except FileNotFoundError:  # another process was first
+                return False
             # Before anything is deleted: if a power cut brings the folder back, it must be whole.
             self._uncertain.add(trash)
             with failing(f"{where} is out of sight, but may be back after a crash; nothing was deleted"):

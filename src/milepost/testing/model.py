@@ -99,6 +99,11 @@ class Content:
         files = frozenset((key, number) for key, (number, _) in self.files.items())
         return hash((files, frozenset(self.folders.items()), self.grips))
 
+    @cached_property
+    def listings(self) -> dict[tuple[str, bool], tuple[ObjectInfo, ...]]:
+        """The listings that were asked for."""
+        return {}
+
 
 def performed(content: Content, call: Call, number: int, owner: str, *, locks: bool = True) -> tuple[Content, Any]:
     """Return the content after a call, and the answer.
@@ -119,7 +124,10 @@ def performed(content: Content, call: Call, number: int, owner: str, *, locks: b
             length = range_length(call.key, len(data), call.start, call.length, None)
             return content, data[call.start : call.start + length]
         case "list":
-            return content, _listed(content, call.key, one_level=call.delimiter)
+            asked = call.key, call.delimiter
+            if asked not in content.listings:
+                content.listings[asked] = _listed(content, call.key, one_level=call.delimiter)
+            return content, content.listings[asked]
         case "put" | "link":
             if call.claim is not None and content.folders.get(call.claim[0]) != call.claim[1]:
                 raise fenced(call.key)

@@ -130,13 +130,14 @@ class Process:
     """What a process gets to work with.
 
     Attributes:
-        store: its handle.
+        name, store: its name, and its handle.
     """
 
-    def __init__(self, name: str, answers: list[_Answer]) -> None:
-        self.name, self._answers = name, answers
+    def __init__(self, name: str, past: list[tuple[Call, _Answer]]) -> None:
+        self.name, self._past = name, past
         self._names = itertools.count()
-        self._free = 0
+        self._free = 0  # how many `alone` it is in
+        self._enters = False  # whether its next call is the first of one
         self._made = 0
         self.said: list[tuple[Any, ...]] = []
         self.next: Call | None = None
@@ -152,6 +153,7 @@ class Process:
     @contextmanager
     def alone(self) -> Generator[None]:
         """Let nobody else move in here. At the beginning of a process, it comes before the others begin."""
+        self._enters = not self._free and self._made > 0
         self._free += 1
         try:
             yield
@@ -168,11 +170,14 @@ class Process:
     def _perform(self, call: Call) -> Any:
         if self.next is not None:
             raise _Stop
-        if self._made == len(self._answers):
-            self.next, self.next_is_free = call, bool(self._free)
+        if self._made == len(self._past):
+            self.next, self.next_is_free = call, self._free > 0 and not self._enters
             raise _Stop
-        answer = self._answers[self._made]
+        before, answer = self._past[self._made]
+        if (before.verb, before.key) != (call.verb, call.key):
+            raise RuntimeError(f"{self.name} did not do the same when it was run again: {call} instead of {before}")
         self._made += 1
+        self._enters = False
         return answer.given()
 
 
@@ -389,13 +394,14 @@ class _Exploration:
 
     def _node(self, index: int, before: _Node | None, answer: _Answer | None) -> _Node:
         """Run a process up to the call after its last answer."""
-        answers: list[_Answer] = []
+        past: list[tuple[Call, _Answer]] = []
         at, last = before, answer
         while last is not None:
             assert at is not None
-            answers.append(last)
+            assert at.call is not None
+            past.append((at.call, last))
             at, last = at.before, at.answer
-        process = Process(self._names[index], answers[::-1])
+        process = Process(self._names[index], past[::-1])
         _running.append(process)
         try:
             self._work[index](process)
