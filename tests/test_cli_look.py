@@ -130,7 +130,7 @@ def test_text_from_a_store_cannot_move_the_cursor(tmp_path: Path) -> None:
 
 
 def make_forecast(root: Path) -> None:
-    """Make a session with three items: 9 is done, 10 was interrupted after two marks, the newest row of 2 is damaged."""
+    """Make a session with three items: 9 is done, 10 was interrupted after two marks, 2 is damaged."""
     with mp.Session(root) as session:
         for member, leads in {9: 3, 10: 2, 2: 1}.items():
             with suppress(InterruptedError), session.item(member=member, run="\x1b[2J"):

@@ -151,6 +151,14 @@ def test_after_an_exception_marks_that_were_not_saved_are_dropped(root: Path) ->
         assert session.progress == {"step": 1}
 
 
+def test_progress_is_what_it_was_at_the_mark(root: Path) -> None:
+    written = ["a.nc"]
+    with Session(root, save="every 100 steps") as session:
+        session.mark(written=written)
+        written.append("half of b.nc")
+    assert Session(root).progress == {"written": ["a.nc"]}
+
+
 def test_on_exit_drop_saves_nothing_at_the_end(root: Path) -> None:
     with Session(root, save="every 2 steps", on_exit="drop") as session:
         for step in range(3):
@@ -255,8 +263,12 @@ def test_a_saved_component_with_other_fields_is_refused(root: Path) -> None:
     with Session(root) as session:
         session.bind("model", Model(x=1))
         session.mark()
-    with Session(root) as session, pytest.raises(mp.StructureError, match="Saved: x, history. Here: y"):
-        session.bind("model", Other())
+    with Session(root) as session:
+        with pytest.raises(mp.StructureError, match="Saved: x, history. Here: y"):
+            session.bind("model", Other())
+        session.mark()
+    with Session(root) as session:
+        assert session.bind("model", Model()).x == 1, "what did not fit is not lost"
 
 
 def test_another_models_rows_are_refused(root: Path) -> None:
@@ -295,10 +307,11 @@ def test_rows_are_kept_by_policy(root: Path) -> None:
         for step in range(6):
             session.mark(step=step)
     assert list(mp.open(root)) == [4, 5, 6]
-    with Session(root / "one") as session:
-        for step in range(6):
-            session.mark(step=step)
-    assert list(mp.open(root / "one")) == [6]
+    for _ in range(2):  # the second goes on from a row that has no states to claim
+        with Session(root / "one") as session:
+            for step in range(6):
+                session.mark(step=step)
+    assert list(mp.open(root / "one")) == [12]
 
 
 def test_labels_of_every_type_name_an_item_and_come_back(root: Path) -> None:
@@ -334,6 +347,24 @@ def test_an_item_that_another_worker_holds_is_a_conflict(root: Path) -> None:
         with pytest.raises(mp.ConflictError):
             _in_child(f"import milepost as mp\nmp.open({str(root / 'items' / 'member=1')!r}).delete(0)")
         assert list(held) == [0]
+
+
+def test_a_second_worker_on_an_item_is_refused_at_its_first_save(root: Path) -> None:
+    with Session(root) as session, session.item(member=1):
+        session.mark(step=1)
+        session.commit()
+        with pytest.raises(mp.ConflictError, match="another process writes there"):
+            _in_child(f"import milepost as mp\nwith mp.Session({str(root)!r}) as s, s.item(member=1): s.mark(step=7)")
+        session.mark(step=2)
+    assert [(row.done, row.progress) for row in Session(root).items()] == [(True, {"step": 2})]
+
+
+def test_items_are_listed_in_the_order_of_their_labels(root: Path) -> None:
+    with Session(root) as session:
+        for member in (10, 9, "spare", 2):
+            with session.item(member=member):
+                pass
+    assert [row.labels["member"] for row in Session(root).items()] == [2, 9, 10, "spare"]
 
 
 def _in_child(program: str) -> None:

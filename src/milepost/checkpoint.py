@@ -123,7 +123,7 @@ class Checkpoint:
 
     @property
     def tree(self) -> Any:
-        """The saved tree in builtin containers, as `load()` gives it, with a `LeafRef` for each leaf: nothing is read."""
+        """The saved tree in builtin containers, as `load()` gives it, with a `LeafRef` for each leaf."""
         stored = self._stored
 
         def leaf(path: KeyPath, there: KeyPath) -> LeafRef:

@@ -4,7 +4,8 @@
 ```
 CheckpointError
 ├── NotFoundError        (LookupError) look elsewhere            not_found, deleted
-├── ConflictError                      another writer was first  locked, exists, behind, fenced, busy, forked, closed, read_only
+├── ConflictError                      another writer was first  locked, exists, behind, fenced, busy, forked, closed,
+│                                                                read_only
 ├── StructureError       (ValueError)  the tree does not fit     structure
 ├── UnsupportedLeafError (TypeError)   cannot be stored          unsupported_leaf
 ├── CorruptionError                    bytes are not as written  corrupt
@@ -61,7 +62,7 @@ class NotFoundError(CheckpointError, LookupError):
 
 
 class ConflictError(CheckpointError):
-    """Another writer was first: `locked`, `exists`, `behind`, `fenced`, `busy` (a reader holds it), `forked`, `closed`."""
+    """Somebody else was first, or may: the code says who (see the table above)."""
 
     code = "exists"
 

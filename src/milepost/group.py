@@ -14,7 +14,7 @@ class Group(Protocol):
     @property
     def size(self) -> int: ...
     def gather(self, tag: str, data: bytes, *, timeout_s: float | None = None) -> list[bytes] | None:
-        """Return what every process gave under this tag, by rank, on process 0; None elsewhere. Every process calls it."""
+        """Return what every process gave under this tag, by rank, on process 0; None elsewhere. All must call it."""
         ...
 
     def broadcast(self, tag: str, data: bytes, *, timeout_s: float | None = None) -> bytes:

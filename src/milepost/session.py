@@ -11,6 +11,7 @@ workers may share them out.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import os
@@ -72,13 +73,15 @@ class _Line:
         names = dict.fromkeys(path.split("/")[1] for path in row.leaves if path.startswith("state/"))
         self.unclaimed = {str(keypath.key(name)): row.at(f"state/{name}") for name in names}
         self.offered, self.inherited = _level_of(row), inherited
-
-    def claim(self, name: str) -> Checkpoint | None:
-        """Return the state offered under a name, once."""
-        view = self.unclaimed.pop(name, None)
         if not self.unclaimed:
             self.release()
-        return view
+
+    def claimed(self, name: str) -> None:
+        """Offer the state under a name no longer: it was restored."""
+        del self.unclaimed[name]
+        self.restored.add(name)
+        if not self.unclaimed:
+            self.release()
 
     def release(self) -> None:
         """Let retention have the row that states were offered from."""
@@ -207,7 +210,11 @@ class Session:
         if name in self._bound and self._bound[name].state is not state:
             raise StructureError(f"a component named {name!r} is bound already\n  Bind it under a name of its own.")
         self._bound[name] = _Bound(state, Level(level))
-        self._restore(name)
+        try:
+            self._restore(name)
+        except BaseException:
+            del self._bound[name]  # what was saved under this name is still offered, and not lost
+            raise
         if self._line is not self._main and self._line.count == _START:
             self._line.commit(self._tree(), overwrite=True)  # the item begins with this component too
         return state
@@ -217,7 +224,7 @@ class Session:
         return name in self._line.restored
 
     def _restore(self, name: str) -> None:
-        view = self._line.claim(name)
+        view = self._line.unclaimed.get(name)
         if view is None:
             return
         if self._line.marked:
@@ -228,7 +235,7 @@ class Session:
                 stacklevel=3,
             )
         restore(self._bound[name].state, view, self._line.offered)
-        self._line.restored.add(name)
+        self._line.claimed(name)
 
     def _tree(self) -> dict[str, Any]:
         """Pull the components' states as far as the level asks for them."""
@@ -261,7 +268,7 @@ class Session:
         line.marked = True
         line.count += 1
         line.behind += 1
-        line.progress = dict(progress)
+        line.progress = copy.deepcopy(progress)  # the row that says it may be saved later
         if line.saver.due(line.count) is None:
             return False
         # An item that would start again from its beginning needs no state from its middle.

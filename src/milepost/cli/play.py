@@ -17,7 +17,7 @@ from milepost.cli.options import debug_option
 @debug_option
 @click.pass_context
 def demo(ctx: click.Context, framework: str, keep: str | None) -> None:
-    """Train, be killed, resume bit for bit, and get past a damaged file. Takes about a minute."""
+    """Train, be killed, resume bit for bit, get past a damaged file, forecast. Takes about a minute."""
     from milepost.demo import run
 
     ctx.exit(run(framework, keep))

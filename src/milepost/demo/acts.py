@@ -103,8 +103,8 @@ class Stage:
     @contextmanager
     def _program(self, name: str, *words: str) -> Generator[subprocess.Popen[str]]:
         with subprocess.Popen(  # noqa: S603 our own program
-            [sys.executable, "-m", f"milepost.demo.{name}", *words], cwd=self.folder, env=_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            encoding="utf-8",
+            [sys.executable, "-m", f"milepost.demo.{name}", *words], cwd=self.folder, env=_environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8",
         ) as process:  # fmt: skip
             try:
                 yield process
@@ -296,13 +296,12 @@ def _ensemble(stage: Stage) -> None:
         _say(f"   (member {member} was finished before the signal came; once more)")
     else:
         raise Broken("no member could be killed half-way: every one was too fast.")
-    _say(
-        f"\n   Killed. Member {row.labels['member']} is saved up to month {row.progress['lead']}, the next have not begun:"
-    )
+    member, lead = row.labels["member"], row.progress["lead"]
+    _say(f"\n   Killed. Member {member} is saved up to month {lead}, the next have not begun:")
     stage.shell("ls", _ENSEMBLE)
     _say("\n   The same command again.")
     lines = stage.forecast_finished(_ENSEMBLE)
-    first = f"member {row.labels['member']:2}   goes on with month {row.progress['lead'] + 1}"
+    first = f"member {member:2}   goes on with month {lead + 1}"
     if lines[:1] != [first]:
         raise Broken(f"the ensemble went on with {lines[:1]}, not with {first!r}.")
     calm, killed = (temperatures(stage.folder / f"{root}-output") for root in (_ENSEMBLE_CALM, _ENSEMBLE))

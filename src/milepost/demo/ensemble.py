@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forecast of the demo: sixteen members of 24 months. It is started, and goes on with the member and month it is at.
+"""The forecast of the demo: 16 members of 24 months. It is started, and goes on with the member and month it is at.
 
 `python -m milepost.demo.ensemble ROOT OUTPUT` forecasts; each member is a file of OUTPUT, and an item of the session.
 """
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,7 +56,7 @@ def forecast(
                     yield member, lead, float(table[lead - 1])
 
 
-def _table(path: Path, months: int, *, new: bool) -> Array:
+def _table(path: Path, months: int, *, new: bool) -> np.memmap[Any, Any]:
     """Return a member's temperatures, which are its file; those not yet known are NaN."""
     if not new:
         return np.lib.format.open_memmap(path, mode="r+")
