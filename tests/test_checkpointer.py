@@ -319,7 +319,8 @@ def test_a_root_may_share_its_folder_unless_something_there_is_named_like_a_step
         saver.save(0, tree())
 
     assert (tmp_path / "config.json").exists() and (tmp_path / "logs2024").exists()
-    assert mp.open(tmp_path).metadata == {"model": "small"}
+    runs = mp.open(tmp_path)
+    assert runs.metadata == {"model": "small"} and runs.step_format == mp.StepFormat()
 
 
 def test_the_saved_tree_can_be_looked_at_without_reading(memory: MemoryStore) -> None:
