@@ -210,8 +210,8 @@ def in_child(work: Callable[[], str]) -> str:
     return said
 
 
-# Python 3.12 warns of every fork of a process that has threads, which is what is tested here.
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+# Python 3.12 and JAX warn of a fork of a process that has threads, which is what is tested here.
+@pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_forked_child_neither_writes_nor_hangs_nor_takes_the_lock_along(root: Path) -> None:
     fill(root, 1)
     store = Gated(LocalStore(root))
@@ -247,7 +247,7 @@ def test_a_forked_child_neither_writes_nor_hangs_nor_takes_the_lock_along(root: 
     assert sorted(path.name for path in (root / "writers").iterdir()) == ["1.json", "2.json", "3.json"]
 
 
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork")
 def test_the_lock_of_a_dead_parent_is_free_though_its_child_lives(root: Path) -> None:
     script = """
 import os, signal, sys, time

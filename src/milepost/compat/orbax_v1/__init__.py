@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front door of Orbax's v1 API: `import milepost.compat.orbax_v1 as ocp` instead of `from orbax.checkpoint import v1`.
+"""The front door of Orbax's v1 API: `import milepost.compat.orbax_v1 as ocp` in place of its own `v1`.
 
 The same names, arguments and results, on milepost's engine and in its format. `docs/doors/orbax_v1.md` lists every
 name, and what is better here.

@@ -33,9 +33,7 @@ class AbstractShardedArray(Protocol):
 ArrayLike: TypeAlias = AbstractArray | AbstractShardedArray
 
 
-def to_shape_dtype_struct(
-    arr: Any, dtype: Any = None, scalar_dtype: Any = None, support_format: bool = False
-) -> Any:
+def to_shape_dtype_struct(arr: Any, dtype: Any = None, scalar_dtype: Any = None, support_format: bool = False) -> Any:
     """Return the `jax.ShapeDtypeStruct` of an array, or the number itself.
 
     Args:
@@ -47,7 +45,7 @@ def to_shape_dtype_struct(
     Raises:
         ValueError: the program has not loaded JAX.
     """
-    if not hasattr(arr, "shape") or isinstance(arr, np.generic):
+    if not hasattr(arr, "shape") or issubclass(type(arr), np.generic):
         return arr if scalar_dtype is None else scalar_dtype(arr)
     module = jax()
     if module is None:

@@ -6,25 +6,15 @@ from __future__ import annotations
 import contextvars
 import copy
 import dataclasses
-from collections.abc import Iterator
-from typing import Any, final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar, final
 
 from milepost.compat.orbax_v1 import options as opt
 
+_T = TypeVar("_T")
 _active: contextvars.ContextVar[Context | None] = contextvars.ContextVar("milepost_orbax_v1_context", default=None)
-_NAMES = {
-    "pytree_options": opt.PyTreeOptions,
-    "array_options": opt.ArrayOptions,
-    "async_options": opt.AsyncOptions,
-    "multiprocessing_options": opt.MultiprocessingOptions,
-    "file_options": opt.FileOptions,
-    "checkpointables_options": opt.CheckpointablesOptions,
-    "pathways_options": opt.PathwaysOptions,
-    "deletion_options": opt.DeletionOptions,
-    "memory_options": opt.MemoryOptions,
-    "safetensors_options": opt.SafetensorsOptions,
-    "atomicity_options": opt.AtomicityOptions,
-}
+# Not in the context itself: several threads may be in one at a time.
+_entered: contextvars.ContextVar[tuple[Any, ...]] = contextvars.ContextVar("milepost_orbax_v1_entered", default=())
 
 
 @final
@@ -54,71 +44,68 @@ class Context:
         safetensors_options: opt.SafetensorsOptions | None = None,
         atomicity_options: opt.AtomicityOptions | None = None,
     ) -> None:
-        given: dict[str, Any] = {
-            "pytree_options": pytree_options,
-            "array_options": array_options,
-            "async_options": async_options,
-            "multiprocessing_options": multiprocessing_options,
-            "file_options": file_options,
-            "checkpointables_options": checkpointables_options,
-            "pathways_options": pathways_options,
-            "deletion_options": deletion_options,
-            "memory_options": memory_options,
-            "safetensors_options": safetensors_options,
-            "atomicity_options": atomicity_options,
-        }
-        self._parts: dict[str, Any] = {}
-        for name, kind in _NAMES.items():
-            source = given[name] if given[name] is not None else None if context is None else context._parts[name]
-            self._parts[name] = kind() if source is None else copy.deepcopy(source)
-        self._layout = opt.CheckpointLayout.ORBAX if context is None else context._layout
-        if checkpoint_layout is not None:
-            self._layout = opt.CheckpointLayout(checkpoint_layout)
-        self._tokens: list[tuple[contextvars.Token[Any], contextvars.Token[Any]]] = []
+        parent = context
+        self._pytree = _own(pytree_options, parent and parent.pytree, opt.PyTreeOptions)
+        self._array = _own(array_options, parent and parent.array, opt.ArrayOptions)
+        self._asynchronous = _own(async_options, parent and parent.asynchronous, opt.AsyncOptions)
+        self._multiprocessing = _own(
+            multiprocessing_options, parent and parent.multiprocessing, opt.MultiprocessingOptions
+        )
+        self._file = _own(file_options, parent and parent.file, opt.FileOptions)
+        self._checkpointables = _own(
+            checkpointables_options, parent and parent.checkpointables, opt.CheckpointablesOptions
+        )
+        self._pathways = _own(pathways_options, parent and parent.pathways, opt.PathwaysOptions)
+        self._deletion = _own(deletion_options, parent and parent.deletion, opt.DeletionOptions)
+        self._memory = _own(memory_options, parent and parent.memory, opt.MemoryOptions)
+        self._safetensors = _own(safetensors_options, parent and parent.safetensors, opt.SafetensorsOptions)
+        self._atomicity = _own(atomicity_options, parent and parent.atomicity, opt.AtomicityOptions)
+        layout = checkpoint_layout or (parent and parent.checkpoint_layout) or opt.CheckpointLayout.ORBAX
+        self._layout = opt.CheckpointLayout(layout)
 
     @property
     def pytree(self) -> opt.PyTreeOptions:
-        return self._parts["pytree_options"]
+        return self._pytree
 
     @property
     def array(self) -> opt.ArrayOptions:
-        return self._parts["array_options"]
+        return self._array
 
     @property
     def asynchronous(self) -> opt.AsyncOptions:
-        return self._parts["async_options"]
+        return self._asynchronous
 
     @property
     def multiprocessing(self) -> opt.MultiprocessingOptions:
-        return self._parts["multiprocessing_options"]
+        return self._multiprocessing
 
     @property
     def file(self) -> opt.FileOptions:
-        return self._parts["file_options"]
+        return self._file
 
     @property
     def checkpointables(self) -> opt.CheckpointablesOptions:
-        return self._parts["checkpointables_options"]
+        return self._checkpointables
 
     @property
     def pathways(self) -> opt.PathwaysOptions:
-        return self._parts["pathways_options"]
+        return self._pathways
 
     @property
     def deletion(self) -> opt.DeletionOptions:
-        return self._parts["deletion_options"]
+        return self._deletion
 
     @property
     def memory(self) -> opt.MemoryOptions:
-        return self._parts["memory_options"]
+        return self._memory
 
     @property
     def safetensors(self) -> opt.SafetensorsOptions:
-        return self._parts["safetensors_options"]
+        return self._safetensors
 
     @property
     def atomicity(self) -> opt.AtomicityOptions:
-        return self._parts["atomicity_options"]
+        return self._atomicity
 
     @property
     def checkpoint_layout(self) -> opt.CheckpointLayout:
@@ -133,25 +120,36 @@ class Context:
             )
         self._layout = opt.CheckpointLayout(value)
 
-    def __getattr__(self, name: str) -> Any:
-        # The longer names (`ctx.array_options`) by which older programs read them.
-        parts: dict[str, Any] = self.__dict__.get("_parts", {})
-        if name in parts:
-            return parts[name]
-        raise AttributeError(f"Context has no {name!r}", name=name, obj=self)
+    # The longer names by which older programs read them.
+    pytree_options = pytree
+    array_options = array
+    async_options = asynchronous
+    multiprocessing_options = multiprocessing
+    file_options = file
+    checkpointables_options = checkpointables
+    pathways_options = pathways
+    deletion_options = deletion
+    memory_options = memory
+    safetensors_options = safetensors
 
     def __enter__(self) -> Context:
-        frozen = opt.FROZEN.get() | {id(self), *(id(part) for part in _namespaces(self._parts.values()))}
-        self._tokens.append((_active.set(self), opt.FROZEN.set(frozen)))
+        frozen = opt.FROZEN.get() | {id(self), *map(id, _namespaces(vars(self).values()))}
+        _entered.set((*_entered.get(), (_active.set(self), opt.FROZEN.set(frozen))))
         return self
 
     def __exit__(self, *_: object) -> None:
-        active, frozen = self._tokens.pop()
+        *before, (active, frozen) = _entered.get()
+        _entered.set(tuple(before))
         _active.reset(active)
         opt.FROZEN.reset(frozen)
 
 
-def _namespaces(parts: Any) -> Iterator[object]:
+def _own(given: _T | None, inherited: _T | None, default: Callable[[], _T]) -> _T:
+    source = given if given is not None else inherited
+    return default() if source is None else copy.deepcopy(source)
+
+
+def _namespaces(parts: Iterable[object]) -> Iterator[object]:
     for part in parts:
         if dataclasses.is_dataclass(part) and not isinstance(part, type):
             yield part

@@ -85,7 +85,12 @@ def write(path: PathLike, tree: dict[str, Any], metadata: dict[str, Any], contex
 
 
 def begun(
-    saver: mp.Checkpointer, step: int, tree: dict[str, Any], metadata: dict[str, Any], what: str, after: Callable[[], None]
+    saver: mp.Checkpointer,
+    step: int,
+    tree: dict[str, Any],
+    metadata: dict[str, Any],
+    what: str,
+    after: Callable[[], None],
 ) -> AsyncResponse[None]:
     """Begin a save, after which the Checkpointer is closed."""
     try:
@@ -146,9 +151,7 @@ def load_async(
     path: PathLike, abstract_state: Any = None, *, checkpointable_name: str | None = STATE
 ) -> AsyncResponse[Any]:
     """Load a tree in the background. Arguments as in `load`."""
-    return started(
-        f"the load of {path}", lambda: load(path, abstract_state, checkpointable_name=checkpointable_name)
-    )
+    return started(f"the load of {path}", lambda: load(path, abstract_state, checkpointable_name=checkpointable_name))
 
 
 def load_checkpointables(path: PathLike, abstract_checkpointables: Any = None) -> dict[str, Any]:
@@ -262,6 +265,8 @@ def is_orbax_checkpoint(path: PathLike) -> bool:
         places.opened(path)
     except (InvalidLayoutError, OSError):
         return False
+    except mp.CorruptionError:
+        pass  # it is one, though a damaged one
     return True
 
 

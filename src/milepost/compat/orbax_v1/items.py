@@ -20,9 +20,9 @@ import milepost as mp
 from milepost.compat.orbax_v1 import leaves, sharding
 from milepost.compat.orbax_v1.context import Context
 from milepost.compat.orbax_v1.errors import InvalidLayoutError, UnsupportedLeafError
-from milepost.compat.orbax_v1.path.types import Folder
-from milepost.compat.orbax_v1.plain import jax, mapped, plain
+from milepost.compat.orbax_v1.path.types import Folder, for_handlers
 from milepost.compat.orbax_v1.plain import Path as Names
+from milepost.compat.orbax_v1.plain import jax, mapped, plain
 from milepost.compat.orbax_v1.registry import completed, handler_for_load, handler_for_save, typestr
 
 RECORD = "orbax"
@@ -52,22 +52,32 @@ def check_name(name: Any, what: str) -> None:
         )
 
 
+def check_saved(checkpointables: Any) -> None:
+    """Refuse what cannot be saved by its names, before anything is done.
+
+    Raises:
+        ValueError: there is nothing, an object is None, or a name cannot be.
+    """
+    check_names(checkpointables, "checkpointables")
+    if not checkpointables:
+        raise ValueError("checkpointables: expected one or more, found none")
+    for name, value in checkpointables.items():
+        if value is None:
+            raise ValueError(f"{name!r} is None, which is no checkpointable")
+
+
 def to_save(checkpointables: dict[str, Any], context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the native tree of named checkpointables, and the record of what is to be known of it.
 
     Raises:
         ValueError: there is none, or one is None or empty.
     """
-    check_names(checkpointables, "checkpointables")
-    if not checkpointables:
-        raise ValueError("checkpointables: expected one or more, found none")
+    check_saved(checkpointables)
     tree: dict[str, Any] = {}
     record: dict[str, Any] = {"init_timestamp_nsecs": time.time_ns()}
     shardings: dict[str, dict[str, Any]] = {}
     handlers: dict[str, str] = {}
     for name, value in checkpointables.items():
-        if value is None:
-            raise ValueError(f"{name!r} is None, which is no checkpointable")
         handler = handler_for_save(context.checkpointables.registry, value, name)
         if getattr(handler, "native", False):
             tree[name] = _native(name, value, context, shardings)
@@ -78,14 +88,14 @@ def to_save(checkpointables: dict[str, Any], context: Context) -> tuple[dict[str
         record["handlers"] = handlers
     if shardings:
         record["shardings"] = _folded(shardings)
-    if context.pytree.saving.pytree_metadata_options.support_rich_types:
-        record["rich_types"] = True
+    if not context.pytree.saving.pytree_metadata_options.support_rich_types:
+        record["plain"] = True  # dicts with text keys and lists only
     return tree, record
 
 
 def _native(name: str, value: Any, context: Context, shardings: dict[str, dict[str, Any]]) -> Any:
     if isinstance(value, dict | list | tuple) and not value:
-        raise ValueError(f"{name!r} is an empty {type(value).__name__}: there is nothing to save")
+        raise ValueError(f"{name!r} is empty: there is nothing to save")
     value = _in_storage_dtypes(value, context)
 
     def leaf(path: Names, item: Any) -> Any:
@@ -113,7 +123,7 @@ def _in_storage_dtypes(value: Any, context: Context) -> Any:
 
 
 def _cast(item: Any, dtype: Any) -> Any:
-    is_array = hasattr(item, "astype") and not isinstance(item, np.generic)
+    is_array = hasattr(item, "astype") and not issubclass(type(item), np.generic)
     return item.astype(dtype) if dtype is not None and is_array else item
 
 
@@ -191,7 +201,7 @@ def load_items(checkpoint: mp.Checkpoint, abstract: Mapping[str, Any] | None, co
         ValueError: an abstract tree does not fit what was saved.
     """
     saved, record = saved_tree(checkpoint), record_of(checkpoint)
-    rich = not record or "rich_types" in record
+    rich = not record.get("plain", False)
     wanted: Mapping[str, Any] = dict.fromkeys(saved) if abstract is None else abstract
     missing = [name for name in wanted if name not in saved]
     if missing:
@@ -225,7 +235,7 @@ def load_items(checkpoint: mp.Checkpoint, abstract: Mapping[str, Any] | None, co
         elif name in parts:
             result[name] = parts[name].result(loaded[name])
         else:
-            result[name] = loaded[name] if record and rich else plain(loaded[name], lambda _, leaf: leaf)
+            result[name] = loaded[name]
     return result
 
 
@@ -237,10 +247,12 @@ def _with_handler(name: str, abstract: Any, files: dict[str, Any], recorded: str
         for relative, data in files.items():
             file = folder / relative
             if not file.resolve().is_relative_to(folder.resolve()):
-                raise InvalidLayoutError(f"{name!r} holds a file that would lie outside of its folder: {relative[:80]!r}")
+                raise InvalidLayoutError(
+                    f"{name!r} holds a file that would lie outside of its folder: {relative[:80]!r}"
+                )
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data.tobytes())
-        return completed(lambda: handler.load(folder, abstract))
+        return completed(lambda: handler.load(for_handlers(folder), abstract))
 
 
 def without(checkpoint: mp.Checkpoint, name: str) -> tuple[dict[str, Any], dict[str, Any]]:

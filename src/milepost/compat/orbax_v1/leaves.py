@@ -19,6 +19,7 @@ PLACEHOLDER = ...
 Array = np.ndarray[Any, Any]
 Shardings = Callable[[Path], Any]
 _ABSENT: Any = object()
+_SCALARS: Any = (str, bytes, int, float, complex, np.generic)
 _EXAMPLES = {"int": 0, "float": 0.0, "bool": False, "complex": 0j, "str": "string", "bytes": b"", "none": None}
 
 
@@ -96,15 +97,16 @@ class Wanted:
         if value is ... or value is None:
             if isinstance(saved, dict | list) and saved:
                 raise ValueError(
-                    f"{'/'.join(path) or 'the root'}: {value!r} stands there, but a whole {type(saved).__name__} was saved"
-                    "\n  Put it at each leaf that is to stay unread."
+                    f"{'/'.join(path) or 'the root'}: {value!r} stands where a whole container was saved\n"
+                    "  Put it at each leaf that is to stay unread."
                 )
             self.finish[path] = lambda _: value
             return mp.SKIP
         if isinstance(value, type):
             return self._typed(path, value, saved)
-        if isinstance(value, str | bytes | int | float | complex | np.generic):
-            self.finish[path] = lambda loaded: _converted(loaded, type(value))
+        if isinstance(value, _SCALARS):
+            scalar = cast("Any", type(value))
+            self.finish[path] = lambda loaded: _converted(path, loaded, scalar)
             return value
         if hasattr(value, "shape") and hasattr(value, "dtype"):
             return self._array(path, value, saved)
@@ -122,7 +124,7 @@ class Wanted:
             example = kind()
         except TypeError:
             raise ValueError(f"{'/'.join(path)}: {kind.__qualname__} is no abstract leaf") from None
-        self.finish[path] = lambda loaded: _converted(loaded, kind)
+        self.finish[path] = lambda loaded: _converted(path, loaded, kind)
         return example
 
     def _array(self, path: Path, value: Any, saved: Any) -> Any:
@@ -136,7 +138,7 @@ class Wanted:
                 return _numpy_like(stored.shape, np.dtype(dtype))
             return self._jax_like(path, value)
         try:
-            dtype = np.dtype(cast("Any", value.dtype))
+            dtype = np.dtype(value.dtype)
         except TypeError:
             return value  # a tensor of PyTorch
         if self.pad and other and stored is not None and len(stored.shape) == len(shape):
@@ -166,11 +168,14 @@ def _numpy_like(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return np.broadcast_to(np.zeros((), dtype), shape)  # takes no memory
 
 
-def _converted(loaded: Any, kind: type[Any]) -> Any:
-    value = loaded[()] if isinstance(loaded, np.ndarray) else loaded
+def _converted(path: Path, loaded: Any, kind: type[Any]) -> Any:
+    value: Any = loaded[()] if hasattr(loaded, "shape") else loaded
     if type(value) is kind:
         return value
-    return kind(value.item() if isinstance(value, np.generic) and not issubclass(kind, np.generic) else value)
+    result: Any = kind(value.item() if hasattr(value, "item") and not issubclass(kind, np.generic) else value)
+    if issubclass(kind, int) and result != value:
+        raise ValueError(f"{'/'.join(path)}: the saved number {value} is no {kind.__name__}\n  Give a float there.")
+    return result
 
 
 def _resized(array: Array, shape: tuple[int, ...]) -> Array:

@@ -32,12 +32,12 @@ def is_pathways_backend() -> bool:
 
 
 async def sync_global_processes(
-    key: str,
+    key: str,  # noqa: ARG001 these are the arguments that programs pass
     *,
-    operation_id: str,
-    timeout: int | None = None,
-    processes: Collection[int] | None = None,
-    record_event_name: str = "",
+    operation_id: str,  # noqa: ARG001
+    timeout: int | None = None,  # noqa: ARG001, ASYNC109
+    processes: Collection[int] | None = None,  # noqa: ARG001
+    record_event_name: str = "/jax/checkpoint/sync_global_devices_duration_sec",  # noqa: ARG001
 ) -> None:
     """Wait for all processes; at once, when there is one.
 

@@ -35,7 +35,7 @@ def _namespace(cls: type[_T]) -> type[_T]:
     return made
 
 
-class AtomicityMode(str, enum.Enum):
+class AtomicityMode(enum.StrEnum):
     """How a commit is made; here always by one create-only record."""
 
     AUTO = "auto"

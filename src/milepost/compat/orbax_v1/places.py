@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import milepost as mp
 from milepost.compat.orbax_v1.context import Context
@@ -46,8 +46,25 @@ def opened(path: PathLike) -> mp.Checkpoint:
             return step
         if isinstance(error, mp.FormatError) and error.code == "newer":
             raise
+        refuse_orbax(Path(where))
         raise InvalidLayoutError(f"there is no checkpoint at {where}\n  {error}") from error
     raise InvalidLayoutError(f"there is no checkpoint at {where}: its save was never finished")
+
+
+def refuse_orbax(path: Path) -> None:
+    """Refuse what Orbax itself wrote, rather than call it nothing.
+
+    Raises:
+        InvalidLayoutError: there is such a checkpoint, or steps of one.
+    """
+    if not path.is_dir():
+        return
+    for folder in (path, *path.iterdir()):
+        if any((folder / name).exists() for name in ("_CHECKPOINT_METADATA", "orbax.checkpoint")):
+            raise InvalidLayoutError(
+                f"{folder} was written by Orbax, which this door does not read\n"
+                "  Load it with Orbax and save it here, under a path of its own."
+            )
 
 
 def _is_slot(catalog: mp.Catalog, where: str) -> bool:
@@ -106,6 +123,18 @@ def _names_a_step(where: Path) -> bool:
     except _MISSING:
         return False
     return catalog.metadata != ALONE and catalog.step_format.parse(where.name) is not None
+
+
+def root_metadata(custom: Any) -> dict[str, Any] | None:
+    """Return the native metadata of a Checkpointer's root."""
+    return cast("Any", custom) if custom is None or isinstance(custom, dict) else {"custom_metadata": custom}
+
+
+def custom_root_metadata(metadata: dict[str, Any]) -> Any:
+    """Return the user's metadata of a Checkpointer's root."""
+    custom: Any = metadata.get("custom_metadata")
+    wrapped = len(metadata) == 1 and custom is not None and not isinstance(custom, dict)
+    return cast("Any", custom) if wrapped else metadata
 
 
 def limits(context: Context) -> mp.Limits:

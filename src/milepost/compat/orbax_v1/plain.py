@@ -42,16 +42,16 @@ def opened(value: Any) -> Node | None:
     Raises:
         ValueError: two keys of a dict have the same text.
     """
-    if value is None or isinstance(value, _LEAVES) or isinstance(value, type):
+    if value is None or isinstance(value, (*_LEAVES, type)):
         return None
     if isinstance(value, dict):
         return _dict(cast("dict[Any, Any]", value))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        fields: Any = value
-        return Node("dict", list(fields._fields), list(fields), fields._make)
-    if type(value) in (list, tuple):
-        items = cast("list[Any]", value)
-        return Node("list", [str(i) for i in range(len(items))], list(items), type(items))
+    kind = cast("Any", type(value))
+    if isinstance(value, tuple) and (fields := getattr(kind, "_fields", None)) is not None:
+        return Node("dict", list(fields), list(cast("tuple[Any, ...]", value)), kind._make)
+    if kind is list or kind is tuple:
+        items: list[Any] = list(cast("Any", value))
+        return Node("list", [str(i) for i in range(len(items))], items, kind)
     return _registered(value) or _fields(value)
 
 
@@ -85,7 +85,11 @@ def _registered(value: Any) -> Node | None:
     tree_util = getattr(module, "tree_util", None)
     if tree_util is None or isinstance(value, module.Array):
         return None
-    paths, definition = tree_util.tree_flatten_with_path(value, is_leaf=lambda child: child is not value)
+
+    def below(child: Any) -> bool:
+        return child is not value
+
+    paths, definition = tree_util.tree_flatten_with_path(value, is_leaf=below)
     if len(paths) == 1 and not paths[0][0]:
         return None
     names = [_name(keys[0]) for keys, _ in paths]

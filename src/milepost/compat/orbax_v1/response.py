@@ -11,13 +11,13 @@ from typing import Any, Generic, Protocol, TypeVar, final
 
 _log = logging.getLogger("milepost")
 _T = TypeVar("_T")
-_R = TypeVar("_R", covariant=True)
+_R_co = TypeVar("_R_co", covariant=True)
 
 
-class AsyncResponse(Protocol[_R]):
+class AsyncResponse(Protocol[_R_co]):
     """An operation that goes on in the background."""
 
-    def result(self, timeout: float | None = None) -> _R:
+    def result(self, timeout: float | None = None) -> _R_co:
         """Wait, and return what it gave or raise what went wrong; TimeoutError when it is not over in time."""
         ...
 
@@ -37,38 +37,37 @@ class Response(Generic[_T]):
         self._value: list[_T] = []
         self._error: BaseException | None = None
         self._callbacks: list[Callable[[Any], None]] = []
-        self._told: Callable[[], None] | None = None
+        self._finisher: threading.Thread | None = None
+        self.told = False
+        """Whether `result` has raised the error."""
 
     def done(self) -> bool:
         return self._over.is_set()
 
     def result(self, timeout: float | None = None) -> _T:
-        if not self._over.wait(timeout):
+        inside = self._finisher is threading.current_thread()  # a callback asks
+        if not inside and not self._over.wait(timeout):
             raise TimeoutError(f"{self._what} is not over after {timeout:g} s")
         if self._error is not None:
-            if self._told is not None:
-                self._told()
+            self.told = True
             raise self._error
         return self._value[0]
 
     def on_complete(self, callback: Callable[[Any], None]) -> None:
         with self._lock:
-            if not self._over.is_set():
+            if self._finisher is None:
                 self._callbacks.append(callback)
                 return
         self._call(callback)
 
-    def on_told(self, callback: Callable[[], None]) -> None:
-        """Call the function when the error is raised by `result`."""
-        self._told = callback
-
     def finish(self, value: _T | None = None, error: BaseException | None = None) -> None:
+        """Say how it ended. The callbacks have run when `result` returns."""
         with self._lock:
             self._value, self._error = [value], error  # pyright: ignore[reportAttributeAccessIssue] None where T is
-            callbacks, self._callbacks = self._callbacks, []
-            self._over.set()
-        for callback in callbacks:
+            self._finisher = threading.current_thread()
+        for callback in self._callbacks:
             self._call(callback)
+        self._over.set()
 
     def _call(self, callback: Callable[[Any], None]) -> None:
         if self._error is not None:

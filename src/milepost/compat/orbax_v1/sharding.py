@@ -15,7 +15,7 @@ def described(array: Any) -> dict[str, Any] | None:
     module = jax()
     if module is None or not isinstance(array, module.Array):
         return None
-    sharding: Any = cast("Any", array).sharding
+    sharding: Any = array.sharding
     if not isinstance(sharding, module.sharding.NamedSharding) or len(sharding.device_set) == 1:
         return None
     parts: list[Any] = []

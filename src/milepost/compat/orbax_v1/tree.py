@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -61,11 +61,13 @@ def _merged(first: Any, second: Any, overwrite: bool, is_leaf: Callable[[Any], b
         what = "both trees have a leaf" if one is None and two is None else "the trees differ in kind"
         raise ValueError(f"{'/'.join(path) or 'the root'}: {what}\n  Pass overwrite=True to take the later one.")
     if isinstance(first, dict):
-        result = dict(first)
+        result: dict[Any, Any] = dict(cast("dict[Any, Any]", first))
         for key, value in second.items():
-            result[key] = _merged(first[key], value, overwrite, is_leaf, (*path, str(key))) if key in first else value
+            result[key] = _merged(result[key], value, overwrite, is_leaf, (*path, str(key))) if key in result else value
         return result
     if len(one.children) != len(two.children):
-        raise ValueError(f"{'/'.join(path) or 'the root'}: {len(one.children)} parts in one, {len(two.children)} in the other")
+        raise ValueError(
+            f"{'/'.join(path) or 'the root'}: {len(one.children)} parts in one, {len(two.children)} in the other"
+        )
     parts = zip(one.names, one.children, two.children, strict=True)
     return one.build([_merged(a, b, overwrite, is_leaf, (*path, name)) for name, a, b in parts])

@@ -13,21 +13,21 @@ import milepost as mp
 from milepost.compat.orbax_v1.described import StepCheckpointMetadata, nanoseconds
 from milepost.compat.orbax_v1.path.types import PathLike
 
-_M = TypeVar("_M", covariant=True)
+_M_co = TypeVar("_M_co", covariant=True)
 
 
-class NameFormat(Protocol, Generic[_M]):
+class NameFormat(Protocol, Generic[_M_co]):
     """Names steps, and finds them."""
 
     def build_name(self, step: int) -> str:
         """Return the name of a step."""
         ...
 
-    def find_all(self, base_path: PathLike) -> Iterator[_M]:
+    def find_all(self, base_path: PathLike) -> Iterator[_M_co]:
         """Yield what there is of each committed step under a root."""
         ...
 
-    def find_step(self, base_path: PathLike, step: int) -> _M:
+    def find_step(self, base_path: PathLike, step: int) -> _M_co:
         """Return what there is of one step; ValueError when it is not there."""
         ...
 
@@ -89,7 +89,7 @@ def standard_name_format(
     *,
     step_prefix: str | None = None,
     step_format_fixed_length: int | None = None,
-    single_host_load_and_broadcast: bool = False,
+    single_host_load_and_broadcast: bool = False,  # noqa: ARG001 there is one process
 ) -> NameFormat[StepCheckpointMetadata[None]]:
     """Return the names `<prefix>_<step>`, the step filled up with zeros to a length.
 

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
-from typing import Protocol, TypeAlias, final
+from typing import Any, Protocol, TypeAlias, final
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
@@ -37,4 +38,10 @@ class Folder:
 
     async def await_creation(self) -> Path:
         self.path.mkdir(parents=True, exist_ok=True)
-        return self.path
+        return for_handlers(self.path)
+
+
+def for_handlers(path: Path) -> Any:
+    """Return a path as handlers of users expect it: of etils, when the program has loaded that."""
+    etils: Any = sys.modules.get("etils.epath")
+    return path if etils is None else etils.Path(path)

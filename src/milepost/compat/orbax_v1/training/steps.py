@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, final
 
 import milepost as mp
-from milepost.compat.orbax_v1 import items
+from milepost.compat.orbax_v1 import items, places
 from milepost.compat.orbax_v1.described import StepCheckpointMetadata, nanoseconds
 from milepost.compat.orbax_v1.training.preservation_policies import PreservationContext, PreservationPolicy
 
@@ -68,6 +68,7 @@ class Steps:
         try:
             catalog = mp.open(self.root)
         except mp.NotFoundError:
+            places.refuse_orbax(self.root)
             catalog = None
         found: dict[int, Step] = {}
         damaged = -1
@@ -85,8 +86,9 @@ class Steps:
         with self._lock:
             self.catalog = catalog
             self.last_whole = newest.checkpoint if newest is not None and newest.step < damaged else None
-            self._steps = found
-            self._doomed &= found.keys()
+            flying = {each.step: each for each in self._steps.values() if each.checkpoint is None}
+            self._steps = flying | found
+            self._doomed &= self._steps.keys()
 
     def all(self) -> list[Step]:
         """Return the steps that are there and stay, by number."""
@@ -101,19 +103,19 @@ class Steps:
         with self._lock:
             return None if step in self._doomed else self._steps.get(step)
 
-    def begun(self, step: Step, doomed: Iterable[int]) -> None:
-        """Add a step whose save has begun, and take away those that go when it is committed."""
+    def begun(self, step: Step, doomed: Iterable[int]) -> Step | None:
+        """Add a step whose save has begun, hide those that go when it is committed, and return what it replaces."""
         with self._lock:
-            self._steps.pop(step.step, None)
+            before = self._steps.pop(step.step, None)
             self._steps[step.step] = step
-            self._doomed.update(doomed)
+            self._doomed.update(each for each in doomed if each != step.step)
+            return before
 
-    def ended(self, step: Step, before: Step | None) -> None:
+    def ended(self, step: Step) -> None:
         """Put a step that was committed in the place of the one that had begun."""
         with self._lock:
-            if step.step in self._steps:
-                self._steps[step.step] = step
-        del before
+            self._steps[step.step] = step
+            self.last_whole = None  # the line goes on from this one
 
     def failed(self, step: int, before: Step | None, doomed: Iterable[int]) -> None:
         """Take back what `begun` did."""
@@ -128,6 +130,11 @@ class Steps:
         with self._lock:
             self._steps.pop(step, None)
             self._doomed.discard(step)
+
+    def goes(self, step: int) -> None:
+        """Hide a step that is being deleted."""
+        with self._lock:
+            self._doomed.add(step)
 
     def stays(self, step: int) -> None:
         """Show a step again that could not be deleted."""
@@ -167,10 +174,14 @@ class Steps:
             commit_timestamp_nsecs=nanoseconds(step.time),
         )
 
-    def delete(self, step: int) -> bool:
-        """Delete a step now; False when somebody is reading it."""
+    def delete(self, step: int, *, pinned: bool = True) -> bool:
+        """Delete a step now; False when somebody is reading it, or when it is pinned and `pinned` is False."""
         try:
-            mp.open(self.root).delete(step)
+            catalog = mp.open(self.root)
+            if not pinned and catalog[step].info.pins:
+                self.stays(step)
+                return False
+            catalog.delete(step)
         except mp.NotFoundError:
             pass
         except mp.ConflictError as error:
