@@ -15,8 +15,6 @@ from typing import Any, Literal, TypeVar, cast, final
 import xxhash
 
 from milepost.diff import Diff, compared
-from milepost.engine.fit import Options
-from milepost.engine.place import load_into, load_like, load_plain
 from milepost.engine.root import Root
 from milepost.engine.stored import Stored
 from milepost.errors import CheckpointError, CorruptionError, Damage, FormatError, NotFoundError, folded, message
@@ -199,6 +197,9 @@ class Checkpoint:
             CorruptionError: bytes are not those that were written.
             NotFoundError: `deleted`, the step was retired meanwhile.
         """
+        from milepost.engine.fit import Options  # not before it is needed: importing milepost is quick
+        from milepost.engine.place import load_like, load_plain
+
         options = Options(rename or {}, missing, unexpected, dtype, only, exclude, lazy, frameworks)
         with self._reading("loaded"):
             if like is _UNSET:
@@ -225,6 +226,9 @@ class Checkpoint:
             StructureError: the trees differ, or a leaf stands where it cannot be replaced (a tuple).
             CorruptionError: bytes are not those that were written.
         """
+        from milepost.engine.fit import Options
+        from milepost.engine.place import load_into
+
         options = Options(rename or {}, missing, unexpected, dtype, only, exclude)
         with self._reading("loaded"):
             load_into(self._stored, target, options)

@@ -7,7 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar, cast, final
 
 
 @dataclass
@@ -20,9 +20,7 @@ _save_handlers: dict[type, type] = {}
 _restore_handlers: dict[type, type] = {}
 
 
-def register_with_handler(
-    handler_cls: type, for_save: bool = False, for_restore: bool = False
-) -> Callable[[_C], _C]:
+def register_with_handler(handler_cls: type, for_save: bool = False, for_restore: bool = False) -> Callable[[_C], _C]:
     """Return the decorator that registers a class of arguments with the handler that takes them.
 
     Raises:
@@ -51,7 +49,7 @@ def get_registered_handler_cls(arg: Any) -> type:
         TypeError: they are no CheckpointArgs.
         ValueError: their class is not registered.
     """
-    cls: type = arg if inspect.isclass(arg) else type(arg)
+    cls: Any = arg if inspect.isclass(arg) else cast("Any", type(arg))
     found = _save_handlers.get(cls) or _restore_handlers.get(cls) or _foreign_handler(cls)
     if found is not None:
         return found
@@ -74,7 +72,7 @@ def get_registered_args_cls(handler: Any) -> tuple[type[CheckpointArgs], type[Ch
     Raises:
         ValueError: one is missing.
     """
-    cls: type = handler if inspect.isclass(handler) else type(handler)
+    cls: Any = handler if inspect.isclass(handler) else cast("Any", type(handler))
     found: list[Any] = []
     for registry in (_save_handlers, _restore_handlers):
         match = next((args for args, registered in registry.items() if registered is cls), None)
@@ -138,7 +136,8 @@ class Composite(CheckpointArgs, Mapping[str, Any]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return an item, or the default."""
-        return self[key] if key in self else default
+        items: dict[str, Any] = object.__getattribute__(self, "_items")
+        return items.get(key, default)
 
     def items(self) -> ItemsView[str, Any]:
         """Return names and items."""

@@ -14,7 +14,7 @@ _log = logging.getLogger("milepost.compat.orbax")
 class AbstractLogger(Protocol):
     """Takes one entry for each save and each restore."""
 
-    def log_entry(self, msg: Any) -> None:
+    def log_entry(self, msg: Any, *args: Any, **kwargs: Any) -> None:
         """Take an entry: the fields of a SaveStepStatistics or RestoreStepStatistics, by name."""
         ...
 
@@ -22,7 +22,7 @@ class AbstractLogger(Protocol):
 class StandardLogger(AbstractLogger):
     """Writes entries to Python's logging."""
 
-    def log_entry(self, msg: Any) -> None:
+    def log_entry(self, msg: Any, *args: Any, **kwargs: Any) -> None:
         given = {name: value for name, value in msg.items() if value is not None} if isinstance(msg, Mapping) else msg  # pyright: ignore[reportUnknownVariableType]
         _log.info("%s", given)  # pyright: ignore[reportUnknownArgumentType]
 
@@ -33,9 +33,9 @@ class CompositeLogger(AbstractLogger):
     def __init__(self, *loggers: AbstractLogger) -> None:
         self._loggers: Sequence[AbstractLogger] = loggers
 
-    def log_entry(self, msg: Any) -> None:
+    def log_entry(self, msg: Any, *args: Any, **kwargs: Any) -> None:
         for logger in self._loggers:
-            logger.log_entry(msg)
+            logger.log_entry(msg, *args, **kwargs)
 
 
 @dataclass

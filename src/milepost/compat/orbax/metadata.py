@@ -51,6 +51,17 @@ class ArrayMetadata(Metadata):
     dtype: Any
     storage: StorageMetadata | None = None
 
+    @classmethod
+    def from_shape_dtype_struct(cls, s: Any, name: str | None = None, directory: Path | None = None) -> ArrayMetadata:
+        """Describe an array by its shape, dtype and sharding."""
+        placed = getattr(s, "sharding", None)
+        told = None
+        if hasattr(placed, "spec"):
+            told = NamedShardingMetadata.from_jax_sharding(placed)
+        elif placed is not None:
+            told = SingleDeviceShardingMetadata.from_jax_sharding(placed)
+        return cls(name or "", directory, tuple(s.shape), told, s.dtype)
+
 
 @dataclass
 class ScalarMetadata(ArrayMetadata):
@@ -110,11 +121,14 @@ def _register() -> None:
     if module is None or id(module) in _registered or not hasattr(module, "tree_util"):
         return
     _registered.add(id(module))
-    module.tree_util.register_pytree_node(
-        TreeMetadata,
-        lambda value: ((value.tree,), value.custom_metadata),
-        lambda custom, children: TreeMetadata(tree=children[0], custom_metadata=custom),
-    )
+
+    def opened(value: TreeMetadata) -> Any:
+        return (value.tree,), value.custom_metadata
+
+    def closed(custom: Any, children: Any) -> TreeMetadata:
+        return TreeMetadata(tree=children[0], custom_metadata=custom)
+
+    module.tree_util.register_pytree_node(TreeMetadata, opened, closed)
 
 
 @dataclass

@@ -36,7 +36,7 @@ class FileOptions:
     skip_sync_file_validations: bool = False
 
 
-class AtomicityMode(str, enum.Enum):
+class AtomicityMode(enum.StrEnum):
     """How a commit is made visible; here always by one create-only put of the manifest."""
 
     AUTO = "auto"

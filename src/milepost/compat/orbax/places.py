@@ -12,14 +12,20 @@ from typing import Any
 import milepost as mp
 from milepost.compat.orbax.record import ALONE, DEFAULT, Stored
 
-_OURS = re.compile(r"milepost\.json|writer\.lock|writers|.*\d+(\.g\d+)?|\..*")
+_OURS = re.compile(r"milepost\.json|writer\.lock|writers|0(\.g\d+)?|\.trash-.*")
 _MISSING = (mp.NotFoundError, mp.FormatError, NotADirectoryError)
 
 
 def absolute(path: Any) -> Path:
-    """Return a path that a later `chdir` does not move; a kind of path of its own (etils) stays one."""
-    found = Path(path) if isinstance(path, str) or not isinstance(path, PurePath) else path
-    return found if found.is_absolute() or "://" in str(path) else type(found)(os.path.abspath(found))  # pyright: ignore[reportReturnType]
+    """Return a path that a later `chdir` does not move; a kind of path of its own (etils) stays one.
+
+    Raises:
+        NotImplementedError: it is the address of an object store.
+    """
+    if "://" in os.fspath(path):
+        raise NotImplementedError(f"{os.fspath(path)}: checkpoints go to local directories only, so far")
+    found: Any = path if isinstance(path, PurePath) else Path(path)
+    return found if found.is_absolute() else type(found)(os.path.abspath(found))
 
 
 def for_handlers(path: Path) -> Any:
@@ -55,6 +61,13 @@ def catalog_at(path: Path) -> mp.Catalog | None:
         if isinstance(error, mp.FormatError) and error.code == "newer":
             raise
         return None
+
+
+def step_of(root: Path, step: int) -> Stored | None:
+    """Return a step of a manager's directory, None when it is not there."""
+    catalog = catalog_at(root)
+    checkpoint = None if catalog is None else catalog.get(step)
+    return None if checkpoint is None else Stored(checkpoint, root / checkpoint.info.slot.partition(".g")[0])
 
 
 def _alone(where: Path) -> Stored | None:
@@ -108,7 +121,7 @@ def refuse_orbax(directory: Path) -> None:
     Raises:
         FormatError: it has such.
     """
-    if "://" in str(directory) or not directory.is_dir():
+    if not directory.is_dir():
         return
     folders = [directory, *(child for child in directory.iterdir() if child.is_dir())]
     theirs = [folder for folder in folders if (folder / "_CHECKPOINT_METADATA").exists()]
@@ -119,10 +132,17 @@ def refuse_orbax(directory: Path) -> None:
         )
 
 
-def is_ours(folder: Path) -> bool:
-    """Return whether a folder holds one checkpoint of ours and nothing else."""
-    if catalog_at(folder) is None or not (folder / "milepost.json").exists():
+def is_alone(folder: Path) -> bool:
+    """Return whether a folder holds one checkpoint of a checkpointer and nothing else.
+
+    Raises:
+        ValueError: it holds the steps of a manager.
+    """
+    catalog = catalog_at(folder)
+    if catalog is None or not (folder / "milepost.json").exists():
         return False
+    if catalog.metadata != ALONE:
+        raise ValueError(f"{folder} holds the steps of a CheckpointManager\n  Give the checkpoint a path of its own.")
     return all(_OURS.fullmatch(entry.name) for entry in folder.iterdir())
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any, Protocol
@@ -55,7 +56,7 @@ class LatestN(PreservationPolicy):
 class EveryNSeconds(PreservationPolicy):
     """The first, then each time the first that was saved at least that much later."""
 
-    interval_secs: int
+    interval_secs: float
 
     def should_preserve(
         self, checkpoints: Sequence[PolicyCheckpointInfo], *, context: PreservationContext
@@ -160,7 +161,7 @@ class BestN(PreservationPolicy):
     """The `n` best by a metric; on a tie the later one. One that is NaN is worse than any number.
 
     Attributes:
-        get_metric_fn: the metric, of all metrics of a checkpoint. A LookupError in it means that there is none.
+        get_metric_fn: the metric, of all metrics of a checkpoint. When it fails there is none, with a warning.
         reverse: the smallest is best.
         n: None: all; 0: none.
         keep_checkpoints_without_metrics: whether those stay; else they go first.
@@ -212,7 +213,11 @@ def ranked(checkpoints: Sequence[PolicyCheckpointInfo], metric: Callable[[Any], 
             continue
         try:
             value = metric(info.metrics)
-        except LookupError:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            # The metrics of one step, maybe of an older version of the program, must not stop the run.
+            warnings.warn(f"step {info.step} counts as without metrics: {error!r}", RuntimeWarning, stacklevel=2)
+            continue
+        if value is None:
             continue
         if bool(value != value):  # noqa: PLR0124 true of NaN alone, of any type
             undefined.append(place)

@@ -122,7 +122,7 @@ class Restoring:
         if isinstance(leaf, ScalarMetadata):
             return _VALUES.get(ref.spec.dtype, float)() if ref.spec.kind == "value" else ref.spec
         if type(leaf) in _SCALARS:
-            return self._scalar(path, ref, type(leaf), leaf)
+            return self._scalar(path, ref, cast("Any", type(leaf)), leaf)
         shape = getattr(leaf, "shape", None)
         if shape is None or not hasattr(leaf, "dtype"):
             return leaf
@@ -236,11 +236,6 @@ def _spec_of(leaf: Any) -> Any:
 def _is_struct(leaf: Any) -> bool:
     module = jax()
     return module is not None and isinstance(leaf, module.ShapeDtypeStruct)
-
-
-def _is_jax(leaf: Any) -> bool:
-    module = jax()
-    return module is not None and isinstance(leaf, module.Array)
 
 
 def _placed_struct(leaf: Any, placed: Any) -> Any:

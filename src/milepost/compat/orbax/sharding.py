@@ -73,6 +73,8 @@ class NamedShardingMetadata(ShardingMetadata):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, NamedShardingMetadata) and _data(self) == _data(other)
 
+    __hash__ = None  # its fields may change
+
 
 def _loaded() -> Any:
     module = jax()
@@ -86,7 +88,7 @@ def described(array: Any) -> dict[str, Any] | None:
     module = jax()
     if module is None or not isinstance(array, module.Array):
         return None
-    sharding: Any = cast("Any", array).sharding
+    sharding: Any = array.sharding
     if not isinstance(sharding, module.sharding.NamedSharding) or len(sharding.device_set) == 1:
         return None
     if not all(part is None or isinstance(part, str | tuple) for part in sharding.spec):
@@ -95,7 +97,9 @@ def described(array: Any) -> dict[str, Any] | None:
 
 
 def _data(sharding: NamedShardingMetadata) -> dict[str, Any]:
-    spec = [list(cast("tuple[str, ...]", part)) if isinstance(part, tuple) else part for part in sharding.partition_spec]
+    spec = [
+        list(cast("tuple[str, ...]", part)) if isinstance(part, tuple) else part for part in sharding.partition_spec
+    ]
     return {
         "axes": list(sharding.axis_names),
         "shape": [int(size) for size in sharding.shape],

@@ -57,12 +57,11 @@ def opened(value: Any) -> Node | None:
         return None
     if isinstance(value, dict):
         return _dict(cast("dict[Any, Any]", value))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        fields: Any = value
-        return Node(list(fields._fields), list(fields), fields._make, is_builtin=False)
-    if type(value) in (list, tuple):
-        items = cast("list[Any]", value)
-        return Node([str(i) for i in range(len(items))], list(items), type(items), is_list=True)
+    kind: Any = cast("type[object]", type(value))
+    if hasattr(kind, "_fields") and isinstance(value, tuple):
+        return Node(list(kind._fields), list(cast("tuple[Any, ...]", value)), kind._make, is_builtin=False)
+    if kind in (list, tuple):
+        return Node([str(i) for i in range(len(value))], list(value), kind, is_list=True)
     return _registered(value)
 
 
@@ -96,7 +95,11 @@ def _registered(value: Any) -> Node | None:
     tree_util = getattr(module, "tree_util", None)
     if tree_util is None or isinstance(value, module.Array):
         return None
-    paths, definition = tree_util.tree_flatten_with_path(value, is_leaf=lambda child: child is not value)
+
+    def is_child(child: Any) -> bool:
+        return child is not value
+
+    paths, definition = tree_util.tree_flatten_with_path(value, is_leaf=is_child)
     if len(paths) == 1 and not paths[0][0]:
         return None
     names = [_name(keys[0]) for keys, _ in paths]
@@ -171,6 +174,9 @@ def _child(tree: Any, name: str) -> Any:
         items = cast("Mapping[Any, Any]", tree)
         if name in items:
             return items[name]
+    if isinstance(tree, list) and name.isdecimal():
+        numbered = cast("list[Any]", tree)
+        return numbered[int(name)] if int(name) < len(numbered) else ABSENT
     node = opened(tree)
     if node is None or name not in node.names:
         return ABSENT

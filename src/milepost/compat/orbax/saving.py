@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A manager's save in flight: what happens when it is committed, and what is told when it fails."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import final
+
+import milepost as mp
+from milepost.compat.orbax.history import CheckpointInfo
+from milepost.compat.orbax.manager_options import CheckpointManagerOptions
+
+_log = logging.getLogger("milepost.compat.orbax")
+
+
+@final
+class Saving:
+    """One save of a manager.
+
+    Old steps go when the new one is committed, on the thread that wrote it, so that nothing is lost when the program
+    ends or fails in between.
+    """
+
+    def __init__(
+        self,
+        info: CheckpointInfo,
+        doomed: Sequence[int],
+        left: Sequence[int],
+        undo: Callable[[], None],
+        options: CheckpointManagerOptions,
+        directory: Path,
+    ) -> None:
+        self.info, self.doomed, self._undo = info, list(doomed), undo
+        self.left = [*doomed, *left]
+        """Steps that are to go, and are still there: somebody reads them, or a deletion failed."""
+        self._options, self._directory = options, directory
+        self._over = threading.Event()
+        self._error: BaseException | None = None
+
+    def begin(self, pending: mp.PendingSave) -> None:
+        """Go on when the save is over."""
+        pending.add_done_callback(self._end)
+
+    def _end(self, pending: mp.PendingSave) -> None:
+        try:
+            self._finish(pending.result(0))
+        except BaseException as error:  # noqa: BLE001 told by `wait`, on the thread of whoever asks
+            self._error = error
+            if pending.failed:
+                self._undo()
+                self.left = [step for step in self.left if step not in self.doomed]
+        finally:
+            self._over.set()
+
+    def _finish(self, checkpoint: mp.Checkpoint) -> None:
+        mode = self._options.file_options.path_permission_mode
+        if mode is not None:
+            (self._directory / checkpoint.info.slot).chmod(mode)
+        background = self._options.async_options
+        if background is not None and background.post_finalization_callback is not None:
+            background.post_finalization_callback()
+        if self.left:
+            catalog = mp.open(self._directory)
+            for step in list(self.left):
+                if dropped(catalog, step, self._directory, self._options):
+                    self.left.remove(step)
+
+    @property
+    def over(self) -> bool:
+        """Whether it is finished, well or not."""
+        return self._over.is_set()
+
+    def wait(self) -> None:
+        """Wait until it is finished; raises what went wrong, once.
+
+        Raises:
+            TimeoutError: it is not over after `async_options.timeout_secs`.
+        """
+        options = self._options.async_options
+        timeout_s = None if options is None else options.timeout_secs
+        if not self._over.wait(timeout_s):
+            raise TimeoutError(f"the save of step {self.info.step} is not over after {timeout_s:g} s")
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+
+def dropped(catalog: mp.Catalog, step: int, directory: Path, options: CheckpointManagerOptions) -> bool:
+    """Delete a step, or put it into `todelete_subdir`; False when somebody is reading it."""
+    try:
+        if options.todelete_subdir is not None:
+            _put_aside(catalog[step], directory, directory / options.todelete_subdir)
+        catalog.delete(step)
+    except mp.NotFoundError:
+        return True  # somebody else was first
+    except mp.ConflictError as error:
+        if error.code != "busy":
+            raise
+        _log.info("step %d of %s stays for now: %s", step, directory, error)
+        return False
+    return True
+
+
+def _put_aside(checkpoint: mp.Checkpoint, directory: Path, folder: Path) -> None:
+    """Make a second name for every file of a step in another folder; where links are refused, a copy."""
+    slot = checkpoint.info.slot
+    target = folder / slot.partition(".g")[0]
+    with checkpoint.lease():
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(directory / slot, target, copy_function=_linked)
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
