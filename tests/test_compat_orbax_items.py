@@ -374,6 +374,24 @@ def test_handlers_save_and_restore_by_themselves(root: Path) -> None:
     assert checkpointer.restore(root / "b") == {"x": 2}
 
 
+def test_a_composite_handler_works_by_itself(root: Path) -> None:
+    registry = ocp.DefaultCheckpointHandlerRegistry()
+    registry.add("a", args.StandardSave)
+    registry.add("a", args.StandardRestore)
+    handler = ocp.CompositeCheckpointHandler(handler_registry=registry, composite_options=ocp.CompositeOptions())
+    handler.save(root / "a", args=args.Composite(a=args.StandardSave({"x": 1})))
+    assert handler.restore(root / "a").a == {"x": 1}
+    assert handler.metadata(root / "a").item_handlers.keys() == {"a"}
+    handler.close()
+    with pytest.raises(ValueError, match="leave out item names"):
+        ocp.CompositeCheckpointHandler("a", handler_registry=registry)
+    closed = ocp.Checkpointer(ocp.CompositeCheckpointHandler("a", b=ocp.JsonCheckpointHandler()))
+    closed.save(root / "b", args.Composite(a=args.StandardSave({"x": 1}), b=args.JsonSave({"y": 2})))
+    assert closed.restore(root / "b").b == {"y": 2}
+    with pytest.raises(ValueError, match="does not match"):
+        closed.save(root / "c", args.Composite(z=args.StandardSave({"x": 1})))
+
+
 def test_objects_with_state_are_items_of_libraries_that_know_orbax_alone(root: Path) -> None:
     program = f"""
         import grain.python as grain
@@ -541,6 +559,10 @@ def test_functions_on_trees() -> None:
     assert ocp.utils.is_empty_or_leaf(1)
     assert ocp.utils.leaf_is_placeholder(ocp.PLACEHOLDER)
     assert ocp.utils.is_gcs_path("gs://bucket")
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path({"a": [Pair(1, 2)]})[0]]
+    assert [ocp.utils.tuple_path_from_keypath(path) for path in paths] == [("a", "0", "first"), ("a", "0", "second")]
+    assert [ocp.utils.is_dict_key(key) for key in paths[0]] == [True, False, True]
+    assert [ocp.utils.is_sequence_key(key) for key in paths[0]] == [False, True, False]
     assert ocp.utils.is_primary_host(0)
     assert (ocp.multihost.process_index(), ocp.multihost.process_count()) == (0, 1)
     assert ocp.utils.broadcast_one_to_all({"a": 1}) == {"a": 1}
@@ -574,7 +596,7 @@ def test_arguments_are_registered_with_handlers() -> None:
     with pytest.raises(ValueError, match="for_save, for_restore"):
         args.register_with_handler(Words)
     with pytest.raises(TypeError, match="no subclass of CheckpointArgs"):
-        args.register_with_handler(Words, for_save=True)(int)  # pyright: ignore[reportArgumentType, reportUnknownMemberType]
+        args.register_with_handler(Words, for_save=True)(int)
     with pytest.raises(TypeError, match="no subclass"):
         args.get_registered_handler_cls(3)
     unregistered = type("Unregistered", (args.CheckpointArgs,), {})

@@ -261,7 +261,7 @@ def test_metadata_of_a_step(manager: ocp.CheckpointManager) -> None:
     assert list(told.item_handlers) == ["default"]
     assert told.item_metadata["w"].shape == manager.item_metadata(0).tree["w"].shape == (3,)
     with pytest.raises(ValueError, match="must be provided"):
-        manager.item_metadata(None)  # pyright: ignore[reportArgumentType]
+        manager.item_metadata(None)
     with pytest.raises(FileNotFoundError):
         manager.metadata(5)
 
@@ -422,7 +422,7 @@ def test_a_manager_is_what_has_all_the_members() -> None:
     assert isinstance(whole(), ocp.AbstractCheckpointManager)
     assert not issubclass(part, ocp.AbstractCheckpointManager)
     with pytest.raises(TypeError):
-        ocp.AbstractCheckpointManager()  # pyright: ignore[reportAbstractUsage]
+        ocp.AbstractCheckpointManager()
 
 
 def test_jax_arrays_may_be_donated_as_soon_as_save_returns(manager: ocp.CheckpointManager) -> None:

@@ -240,7 +240,7 @@ def test_step_name_format(root: Path) -> None:
             return f"{step}-th"
 
     with pytest.raises(ValueError, match="a name is a prefix and the number"):
-        ocp.CheckpointManager(root / "x", options=Options(step_name_format=Spelled()))  # pyright: ignore[reportArgumentType]
+        ocp.CheckpointManager(root / "x", options=Options(step_name_format=Spelled()))
 
 
 def test_single_host_load_and_broadcast_must_be_said_twice() -> None:
@@ -389,7 +389,7 @@ def test_atomicity_options_and_temporary_path_class_change_nothing(root: Path) -
 
 def test_every_field_is_observed_here_and_explained_on_the_page(project: Path) -> None:
     fields = [field.name for field in dataclasses.fields(Options)]
-    here = inspect.getsource(inspect.getmodule(saved))  # pyright: ignore[reportArgumentType]
+    here = inspect.getsource(inspect.getmodule(saved))
     page = (project / "docs" / "doors" / "orbax.md").read_text()
 
     assert len(fields) == 33

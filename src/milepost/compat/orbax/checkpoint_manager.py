@@ -26,7 +26,7 @@ from milepost.compat.orbax.preservation_policy import ranked
 from milepost.compat.orbax.record import DEFAULT, Stored
 from milepost.compat.orbax.registry import CheckpointHandlerRegistry
 from milepost.compat.orbax.requests import Requests
-from milepost.compat.orbax.step import checked, is_standard_name_format
+from milepost.compat.orbax.step import checked
 
 DEFAULT_ITEM_NAME = DEFAULT
 METRIC_ITEM_NAME = "metrics"
@@ -103,17 +103,16 @@ class CheckpointManager(AbstractCheckpointManager):
         if there is None and options.save_root_metadata and self._metadata:
             metadata = self._metadata
         timeout_s = None if options.async_options is None else options.async_options.timeout_secs
-        given: dict[str, Any] = {
-            "save": self._told, "keep": "all", "limits": mp.Limits(timeout_s=timeout_s), "metadata": metadata,
-            "resume_from": resume_from, "shared": True,
-        }  # fmt: skip
-        chosen = options.step_name_format
-        try:
-            saver = mp.Checkpointer(self._directory, step_format=manager_options.step_format(options), **given)
-        except mp.FormatError:
-            if there is None or chosen is None or is_standard_name_format(chosen):
-                raise
-            saver = mp.Checkpointer(self._directory, **given)  # a composite format reads what it does not write
+        saver = mp.Checkpointer(
+            self._directory,
+            save=self._told,
+            keep="all",
+            limits=mp.Limits(timeout_s=timeout_s),
+            step_format=manager_options.step_format(options, there),
+            metadata=metadata,
+            resume_from=resume_from,
+            shared=True,
+        )
         mode = options.file_options.path_permission_mode
         if there is None and mode is not None:
             self._directory.chmod(mode)
