@@ -788,3 +788,13 @@ def test_a_pending_save_shows_how_it_stands(memory: MemoryStore) -> None:
         store.gate.set()
         pending.result()
         assert repr(pending) == "<PendingSave of step 3, committed>"
+
+
+def test_the_lock_may_be_reserved_before_the_first_save(root: Path) -> None:
+    with mp.Checkpointer(root) as saver:
+        saver.reserve()
+        program = f"import milepost as mp\nmp.save({str(root)!r}, 1)"
+        assert "ConflictError" in _python(program).stderr
+        saver.save(1, tree())
+    assert list(mp.open(root)) == [1]
+    assert _python(program).returncode == 0

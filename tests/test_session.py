@@ -349,14 +349,23 @@ def test_an_item_that_another_worker_holds_is_a_conflict(root: Path) -> None:
         assert list(held) == [0]
 
 
-def test_a_second_worker_on_an_item_is_refused_at_its_first_save(root: Path) -> None:
-    with Session(root) as session, session.item(member=1):
+def test_a_second_worker_is_refused_when_it_enters_an_item(root: Path) -> None:
+    with Session(root, keep="all") as session, session.item(member=1):
         session.mark(step=1)
         session.commit()
         with pytest.raises(mp.ConflictError, match="another process writes there"):
-            _in_child(f"import milepost as mp\nwith mp.Session({str(root)!r}) as s, s.item(member=1): s.mark(step=7)")
+            _in_child(f"import milepost as mp\nwith mp.Session({str(root)!r}) as s, s.item(member=1): print('entered')")
         session.mark(step=2)
     assert [(row.done, row.progress) for row in Session(root).items()] == [(True, {"step": 2})]
+
+
+def test_an_item_that_was_finished_meanwhile_is_not_begun_again(root: Path) -> None:
+    with Session(root, keep="all") as session:
+        item = session.item(member=1)
+        _in_child(f"import milepost as mp\nwith mp.Session({str(root)!r}) as s, s.item(member=1): s.mark(step=7)")
+        assert not item.done
+        with item:
+            assert item.done
 
 
 def test_items_are_listed_in_the_order_of_their_labels(root: Path) -> None:

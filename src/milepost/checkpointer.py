@@ -16,8 +16,7 @@ from milepost.checkpoint import Checkpoint, Opened
 from milepost.engine import save as saving
 from milepost.engine.capture import Arena, borrowed, capture, copied_nbytes
 from milepost.engine.commit import Lock
-from milepost.engine.opening import open_root
-from milepost.engine.root import Root
+from milepost.engine.opening import check_identity, open_root
 from milepost.engine.save import Base, Captured, Order, Written
 from milepost.engine.transfer import Limits
 from milepost.errors import (
@@ -27,13 +26,11 @@ from milepost.errors import (
     NotFoundError,
     SaveFailedError,
     StorageError,
-    StructureError,
     UnsupportedLeafError,
-    message,
 )
 from milepost.group import Group, Solo
 from milepost.model.format import MAX_STEP, Slot, StepFormat
-from milepost.model.value import decode, encode
+from milepost.model.value import encode
 from milepost.pending import PendingSave
 from milepost.policy import (
     DEFAULT_KEEP,
@@ -112,7 +109,7 @@ class Checkpointer:
         identity = None if metadata is None else encode(dict(metadata))
         root = open_root(store, create=True, steps=step_format, metadata=identity, read_only=read_only, shared=shared)
         self._root = dataclasses.replace(root, concurrency=self._limits.concurrency)
-        _check_identity(self._root, identity)
+        check_identity(self._root, identity)
         self.catalog = Catalog(self._root, keep=self._keep, rank=self._group.rank, fell_back=self._fell_back)
         """The checkpoints of this root."""
         self._arena = Arena()
@@ -247,8 +244,8 @@ class Checkpointer:
         overwrite: bool,
         behind: bool,
     ) -> Order:
-        if self._lock is None:
-            self._lock = Lock(self._root)
+        self.reserve()
+        assert self._lock is not None
         start = self._resume_from
         record = self._lock.epoch(None if start is None else self._root.steps.parse(start.info.slot))
         self._resume_from = None
@@ -365,6 +362,15 @@ class Checkpointer:
 
     # --- ends
 
+    def reserve(self) -> None:
+        """Take the writer's lock now, not at the first save; for programs that share work out by who gets a root.
+
+        Raises:
+            ConflictError: `locked`, another process writes to the root.
+        """
+        if self._lock is None:
+            self._lock = Lock(self._root)
+
     def wait(self, timeout_s: float | None = None) -> None:
         """Wait for the save in flight; raises its error, if nobody was told yet.
 
@@ -477,24 +483,3 @@ def _alone(group: Group | None) -> Group:
 
 def _listens(policy: SavePolicy) -> bool:
     return any(isinstance(part, OnPreemption) for part in getattr(policy, "policies", (policy,)))
-
-
-def _check_identity(root: Root, identity: Any) -> None:
-    """Refuse a root whose metadata says that it is another run."""
-    saved = None if root.record is None else root.record.metadata
-    if identity is None or saved == identity:
-        return
-    if saved is None:
-        saved = {}
-    old, new = decode(saved), decode(identity)
-    lines = [
-        f"{name}: there {old.get(name, '(nothing)')!r}, here {new.get(name, '(nothing)')!r}"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name, _UNSET) != new.get(name, _UNSET)
-    ]
-    raise StructureError(
-        message(
-            f"{root.url} belongs to another run, by its metadata",
-            remedy="\n  ".join([*lines, "Give this run a root of its own, or the same metadata."]),
-        )
-    )

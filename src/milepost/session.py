@@ -315,6 +315,12 @@ class Session:
             )
         self._hear()
         where = self._root_of(labels)
+        # Held while the rows are read: what another worker is at, or has just finished, is not begun again.
+        with Checkpointer(where, save="first", keep="all", metadata=self._identity) as holder:
+            holder.reserve()
+            return self._entered(where, labels)
+
+    def _entered(self, where: str, labels: Mapping[str, Any]) -> _Line:
         row, done = self._start_of(where, labels)
         # An item that was saved half-way with its whole state goes on so: its first row may be gone.
         level = self.level if row is None or row.step == _START else max(self.level, _level_of(row))
@@ -324,6 +330,7 @@ class Session:
         line = self._line = _Line(self._saver(where, keep, None if done else row), row, labels, level, done=done)
         try:
             if not done:
+                line.saver.reserve()
                 self._begin(line)
         except BaseException:
             self._line = self._main

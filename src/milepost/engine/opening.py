@@ -8,9 +8,10 @@ from typing import Any
 
 from milepost.engine.epochs import now
 from milepost.engine.root import Root, copied_slot
-from milepost.errors import ConflictError, CorruptionError, FormatError, NotFoundError, message
+from milepost.errors import ConflictError, CorruptionError, FormatError, NotFoundError, StructureError, message
 from milepost.model import format as fmt
 from milepost.model.format import Manifest, RootRecord, StepFormat
+from milepost.model.value import decode
 from milepost.stores import Store
 
 # What may lie in a folder that is about to become a root.
@@ -144,3 +145,24 @@ def _format_of(name: str, root: Root) -> StepFormat | None:
         return None
     slot = steps.parse(name)
     return steps if slot is not None and root.committed(slot) else None
+
+
+def check_identity(root: Root, identity: Any) -> None:
+    """Refuse a root whose metadata says that it is another run."""
+    saved = None if root.record is None else root.record.metadata
+    if identity is None or saved == identity:
+        return
+    if saved is None:
+        saved = {}
+    old, new = decode(saved), decode(identity)
+    lines = [
+        f"{name}: there {old.get(name, '(nothing)')!r}, here {new.get(name, '(nothing)')!r}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name, ...) != new.get(name, ...)
+    ]
+    raise StructureError(
+        message(
+            f"{root.url} belongs to another run, by its metadata",
+            remedy="\n  ".join([*lines, "Give this run a root of its own, or the same metadata."]),
+        )
+    )
