@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +74,18 @@ def test_the_demo_leaves_a_folder_that_is_in_use_alone(tmp_path: Path, capsys: p
 
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert "Name a new folder" in capsys.readouterr().out
+
+
+def test_the_demo_says_as_json_whether_all_was_as_promised(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("here already")
+    program = "from milepost.cli import main; main(prog_name='milepost')"
+    command = [sys.executable, "-c", program, "demo", "--json", "--keep", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+
+    said = json.loads(done.stdout)
+    assert done.returncode == 1
+    assert (said["schema"], said["as_promised"], said["kept"]) == ("milepost.demo/1", False, str(tmp_path))
+    assert "is there already. Name a new folder." in done.stderr
 
 
 def test_a_framework_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:

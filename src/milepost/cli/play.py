@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import time
+
 import click
 
-from milepost.cli.options import debug_option
+from milepost.cli.options import json_option
+from milepost.cli.output import emit
 
 
 @click.command(short_help="See all of it happen, in about a minute.")
@@ -14,10 +19,16 @@ from milepost.cli.options import debug_option
     help="What the model is written in; it must be installed.",
 )  # fmt: skip
 @click.option("--keep", metavar="DIR", type=click.Path(), help="Leave the runs in this new folder, to play on.")
-@debug_option
+@json_option
 @click.pass_context
-def demo(ctx: click.Context, framework: str, keep: str | None) -> None:
+def demo(ctx: click.Context, framework: str, keep: str | None, as_json: bool) -> None:
     """Train, be killed, resume bit for bit, get past a damaged file, forecast. Takes about a minute."""
     from milepost.demo import run
 
-    ctx.exit(run(framework, keep))
+    if not as_json:
+        ctx.exit(run(framework, keep))
+    start = time.monotonic()
+    with contextlib.redirect_stdout(sys.stderr):  # the story is for people; standard output is the object alone
+        code = run(framework, keep)
+    emit("demo", framework=framework, kept=keep, as_promised=code == 0, seconds=round(time.monotonic() - start, 3))
+    ctx.exit(code)
