@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import json
 import math
 import re
 import secrets
@@ -343,18 +342,3 @@ def pack_header(entries: Sequence[tuple[str, DtypeInfo, tuple[int, ...], int]], 
     text = msgspec.json.encode(header)
     length = math.ceil((8 + len(text)) / ALIGNMENT) * ALIGNMENT - 8
     return length.to_bytes(8, "little") + text.ljust(length)
-
-
-def parse_pack_header(data: bytes | memoryview) -> dict[str, Any]:
-    """Return the entries of a safetensors header (without its length field), by name.
-
-    Raises:
-        FormatError: it is no header.
-    """
-    try:
-        header = json.loads(bytes(data))
-    except ValueError as error:
-        raise FormatError(f"malformed safetensors header: {error}") from error
-    if not isinstance(header, dict):
-        raise FormatError("malformed safetensors header: not an object")
-    return header  # pyright: ignore[reportUnknownVariableType]
