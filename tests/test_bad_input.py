@@ -136,7 +136,7 @@ def test_a_manifest_that_names_a_foreign_file_opens_nothing(saved: Path, tmp_pat
 
 
 def test_a_step_that_is_not_there(saved: Path) -> None:
-    with pytest.raises(mp.NotFoundError, match="no step 4\n  There are 3; the nearest is 3"):
+    with pytest.raises(mp.NotFoundError, match="no step 4\n  Its steps: 3; the nearest is 3"):
         mp.load(saved, step=4)
 
 

@@ -58,7 +58,7 @@ def test_a_catalog_is_a_mapping_of_steps(root: Path) -> None:
 
 def test_a_step_that_is_not_there_names_what_is_and_the_nearest(root: Path) -> None:
     catalog = fill(root, 1, 5, 9)
-    with pytest.raises(mp.NotFoundError, match="no step 6\n  There are 1, 5, 9; the nearest is 5"):
+    with pytest.raises(mp.NotFoundError, match="no step 6\n  Its steps: 1, 5, 9; the nearest is 5"):
         catalog[6]
 
 

@@ -135,7 +135,7 @@ def test_no_store_is_10_and_no_step_or_leaf_is_12(root: Path, tmp_path: Path) ->
         assert result.stderr.startswith(f"milepost: {tmp_path / where} ")
     missing = milepost("tree", f"{root}@250")
     assert missing.exit_code == 12
-    assert "There are 100, 200, 300; the nearest is 200." in missing.stderr
+    assert "Its steps: 100, 200, 300; the nearest is 200." in missing.stderr
     for glob in ("parms", "par?"):
         leaf = milepost("tree", f"{root}:{glob}")
         assert leaf.exit_code == 12

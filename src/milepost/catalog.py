@@ -72,7 +72,7 @@ class Catalog(Mapping[int, Checkpoint]):
     def _no_step(self, step: int) -> NotFoundError:
         steps = list(self)
         near = min(steps, key=lambda other: abs(other - step), default=None)
-        there = f"There are {folded(steps)}; the nearest is {near}." if steps else "There is none at all."
+        there = f"Its steps: {folded(steps)}; the nearest is {near}." if steps else "There is none at all."
         return NotFoundError(f"{self._root.url} has no step {step}\n  {there}")
 
     def get(self, step: int, default: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
