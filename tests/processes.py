@@ -12,8 +12,11 @@ import numpy as np
 import milepost as mp
 from milepost.checkpoint import Checkpoint
 from milepost.engine import commit, save
+from milepost.engine.anatomy import Anatomy
 from milepost.engine.capture import borrowed
+from milepost.engine.gate import Gate
 from milepost.engine.opening import open_root
+from milepost.engine.prepare import Outline, prepare
 from milepost.engine.root import Root
 from milepost.engine.save import Order
 from milepost.engine.transfer import Limits
@@ -117,12 +120,22 @@ def attempt(step: int, *, late: bool = False) -> Work:
             before.enter_context(process.alone())
         with process.alone():
             root = open_root(process.store)
-        captured = save.prepare(tree(step, process.name))
+        captured = prepare(tree(step, process.name), root, None, Outline())
         order = Order(step, "", {}, {}, [], "all", None, [])
         try:
             with (Late if late else commit.Lock)(root) as lock:
                 buffers = borrowed(captured.held)
-                written = save.write(root, lock, order, captured, buffers, base=None, limits=Limits())
+                written = save.write(
+                    root,
+                    lock,
+                    order,
+                    captured,
+                    buffers,
+                    base=None,
+                    limits=Limits(),
+                    gate=Gate(order.step),
+                    anatomy=Anatomy(),
+                )
             process.say("saved", step, written.manifest.id)
         except ConflictError as error:
             process.say("refused", error.code)

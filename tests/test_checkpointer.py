@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -504,6 +505,62 @@ def test_callbacks_run_when_the_save_is_over(memory: MemoryStore) -> None:
         pending.result()
         pending.add_done_callback(lambda done: called.append((done.step, True)))
     assert called == [(3, True), (3, True)]
+
+
+def test_a_cancelled_save_leaves_nothing_and_its_step_can_be_saved_again(memory: MemoryStore) -> None:
+    store = Blocking(memory)
+    with mp.Checkpointer(store) as saver:
+        pending = saver.save(3, tree(1.0))
+        assert pending.cancel() and pending.cancel()
+        store.gate.set()
+        with pytest.raises(mp.SaveFailedError, match="step 3 was cancelled") as caught:
+            pending.result()
+        assert caught.value.code == "cancelled" and pending.cancelled and "cancelled" in repr(pending)
+        assert not [info.key for info in memory.list("") if info.key.startswith("3/")]
+        saver.save(3, tree(2.0))
+    assert mp.load(memory)["w"][0, 0] == 2.0
+
+
+def test_a_cancelled_save_is_no_failure_for_those_who_did_not_ask(
+    memory: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Blocking(memory)
+    with mp.Checkpointer(store) as saver:
+        for step in (1, 2):
+            store.gate.clear()
+            assert saver.save(step, tree()).cancel()
+            store.gate.set()
+            if step == 1:
+                saver.wait()
+    assert not list(mp.open(memory))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_what_is_being_published_cannot_be_cancelled(memory: MemoryStore) -> None:
+    publishing, told = threading.Event(), threading.Event()
+
+    class Publishing(Failing):
+        def _fail(self, key: str) -> None:
+            if key == "manifest.json":
+                publishing.set()
+                assert told.wait(30)
+
+    with mp.Checkpointer(Publishing(memory)) as saver:
+        pending = saver.save(0, tree())
+        assert publishing.wait(30)
+        assert not pending.cancel()
+        told.set()
+        pending.result()
+        assert not pending.cancel() and not pending.cancelled
+    assert list(mp.open(memory)) == [0]
+
+
+def test_a_handle_that_was_dropped_without_close_does_not_lock_its_own_process_out(root: Path) -> None:
+    mp.Checkpointer(root).save(0, tree()).result()
+    gc.collect()
+    with mp.Checkpointer(root) as saver:
+        saver.save(1, tree())
+    assert list(mp.open(root)) == [0, 1]
 
 
 def _python(code: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -39,7 +39,7 @@ def test_ls_says_why_each_step_is_kept_newest_first(root: Path) -> None:
     assert result.exit_code == 0
     assert title.startswith(f"{root}   3 steps · ")
     assert title.endswith("ago · no writer")
-    assert head.split() == ["STEP", "AGE", "SIZE", "NEW", "loss", "acc.top1", "KEPT", "BECAUSE"]
+    assert head.split() == ["STEP", "AGE", "SIZE", "NEW", "loss", "acc.top1", *["SAVED", "BECAUSE", "KEPT", "BECAUSE"]]
     assert [row.split()[0] for row in rows] == ["300", "200", "100"]
     assert rows[0].endswith("latest · last 2")
     assert rows[2].endswith("best 1 loss")

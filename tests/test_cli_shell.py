@@ -30,7 +30,21 @@ from cli_runs import (
 from milepost.cli import main
 from milepost.cli.target import Target
 
-VERBS = ["ls", "tree", "diff", "verify", "prune", "pin", "unpin", "watch", "doctor", "demo"]
+VERBS = [
+    "ls",
+    "tree",
+    "diff",
+    "verify",
+    "prune",
+    "pin",
+    "unpin",
+    "watch",
+    "import",
+    "export",
+    "doctor",
+    "bench",
+    "demo",
+]
 
 
 @pytest.fixture

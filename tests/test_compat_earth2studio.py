@@ -14,6 +14,7 @@ import subprocess
 import sys
 import types
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any, get_args
 
@@ -514,6 +515,72 @@ def test_2_random_states_begin_as_the_item_began_and_go_on_as_the_last_one_ended
         assert Checkpoint("run", tmp_path / path).select(-1).bind(NoiseState()).generator_state == restored
 
 
+def test_3_a_restored_value_is_not_used_by_a_call_beside_the_iterator(tmp_path: Path) -> None:
+    def called(model: Model, x: Any) -> Any:
+        restored = model.checkpoint.checkpoint_state_loaded
+        return model.checkpoint.x if restored else x
+
+    with Checkpoint("run", tmp_path) as session:
+        iterator = Model().create_iterator(np.ones(3), {"lead_time": np.timedelta64(0, "h")})
+        next(iterator)
+        session.write()
+    with Checkpoint("run", tmp_path) as session:
+        model = Model()
+        next(model.create_iterator(np.zeros(3), {"lead_time": np.timedelta64(0, "h")}))
+        session.write()
+        np.testing.assert_array_equal(called(model, np.full(3, 7.0)), np.full(3, 7.0))
+
+
+@pytest.mark.parametrize("extra", [{}, {"note": 1}, {"lead_time": "again"}])
+def test_4_a_write_of_ones_own_does_not_shift_the_place_to_go_on_from(tmp_path: Path, extra: Start) -> None:
+    class Noted:
+        """The session, to which the program writes once more at each lead time."""
+
+        def __init__(self, session: Any) -> None:
+            self.session = session
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.session, name)
+
+        def __enter__(self) -> Any:
+            self.session.__enter__()
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.session.__exit__(*error)
+
+        def write(self, **metadata: Any) -> None:
+            self.session.write(**metadata)
+            self.session.write(**{name: metadata.get(name, value) for name, value in extra.items()})
+
+    def forecast(root: Path, output: Output) -> None:
+        checkpoint = Checkpoint("forecast", root, mode="append")
+        with checkpoint as session:
+            forecasts.deterministic(TIME, 4, Model(), output, Noted(session))
+
+    whole = Output({})
+    contextvars.Context().run(forecast, tmp_path / "whole", whole)
+    for kill in range(1, whole.writes + 1):
+        kept: dict[Any, Any] = {}
+        with pytest.raises(Killed):
+            contextvars.Context().run(forecast, tmp_path / str(kill), Output(kept, kill))
+        contextvars.Context().run(forecast, tmp_path / str(kill), Output(kept))
+        assert equal(kept, whole.kept), f"killed at write {kill}"
+
+
+def test_4_an_older_row_goes_on_from_its_own_place(tmp_path: Path) -> None:
+    whole, again = Output({}), Output({})
+    run("deterministic", tmp_path, whole, {"mode": "append"})
+
+    def older() -> None:
+        with Checkpoint("forecast", tmp_path, mode="append").select(0) as session:
+            forecasts.deterministic(TIME, STEPS, Model(), again, session)
+
+    contextvars.Context().run(older)
+    assert list(again.kept) == list(whole.kept)[1:]
+    assert equal(again.kept, {key: whole.kept[key] for key in again.kept})
+
+
 def test_5_the_outer_block_goes_on_after_an_inner_one(tmp_path: Path) -> None:
     checkpoint = Checkpoint("run", tmp_path)
     with checkpoint as session:
@@ -778,7 +845,7 @@ def test_13_enums_and_random_generators_come_back(tmp_path: Path) -> None:
 def test_13_what_would_not_come_back_is_refused_when_it_is_saved(tmp_path: Path) -> None:
     with Checkpoint("run", tmp_path) as session:
         state = session.bind(Counter())
-        for wrong in (Season.WET, lambda: 0, np.array([object()]), {"$earth2studio": 1}):
+        for wrong in (Season.WET, lambda: 0, np.array([object()]), {"$kind": 1}):
             state.value = wrong
             with pytest.raises(e2s.CheckpointSerializationError):
                 session.write()
@@ -905,6 +972,52 @@ def test_20_the_rows_are_checkpoints_of_milepost(tmp_path: Path) -> None:
     assert any(path.endswith("fields/value") for path in catalog[1].leaves)
     catalog.delete(0)
     assert len(Checkpoint("run", tmp_path, mode="append").catalog) == 1
+
+
+def test_21_a_state_that_waits_for_another_checkpoint_is_told(tmp_path: Path) -> None:
+    one = Checkpoint("one", tmp_path / "one")
+    Checkpoint("two", tmp_path / "two")
+    bind_checkpoint_state(Counter(1))
+    with pytest.warns(RuntimeWarning, match="Counter: bound to 'two'.*not saved by 'one'"):
+        one.__enter__()
+    one.__exit__()
+
+
+def test_21_a_component_made_in_a_thread_is_bound_to_the_open_session(tmp_path: Path) -> None:
+    with Checkpoint("run", tmp_path) as session, ThreadPoolExecutor(1) as pool:
+        proxy = pool.submit(bind_checkpoint_state, Counter(5)).result()
+        assert session.bound_states == {proxy.checkpoint_state_id: proxy}
+        session.write()
+    with Checkpoint("run", tmp_path) as session, Checkpoint("other", tmp_path / "other"), ThreadPoolExecutor(1) as pool:
+        assert not pool.submit(bind_checkpoint_state, Counter()).result().checkpoint_enabled  # which one, nobody knows
+    with Checkpoint("run", tmp_path):
+        assert bind_checkpoint_state(Counter()).value == 5
+
+
+def test_23_a_component_that_does_not_opt_in_is_bound_from_outside(tmp_path: Path) -> None:
+    @dataclasses.dataclass
+    class Held:
+        """Components as they are: what has a state of its own is saved by it, and restored in place."""
+
+        model: Any
+        noise: Any
+        queue: Any = None
+
+    def made(seed: int) -> Held:
+        torch.manual_seed(seed)
+        return Held(torch.nn.Linear(2, 1), np.random.default_rng(seed), {"inner": [1]})
+
+    first, second = made(1), made(2)
+    first.noise.random(3)
+    with Checkpoint("run", tmp_path) as session:
+        session.bind(first, name="held")
+        session.write()
+    model, noise = second.model, second.noise
+    with Checkpoint("run", tmp_path) as session:
+        session.bind(second, name="held")
+    assert second.model is model
+    assert torch.equal(model.weight, first.model.weight)
+    assert noise.random() == first.noise.random()
 
 
 def test_22_a_late_bind_says_what_it_means(tmp_path: Path) -> None:

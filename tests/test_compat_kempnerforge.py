@@ -17,10 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import milepost as mp
+from milepost.compat import kempnerforge
 from milepost.compat.kempnerforge import (
     AsyncCheckpointer,
     AsyncCheckpointMode,
@@ -35,7 +45,7 @@ from milepost.compat.kempnerforge import (
     restore_train_state,
     set_rng_state,
 )
-from milepost.compat.kempnerforge.staging import PageLocked
+from milepost.compat.kempnerforge.async_checkpointer import staged
 
 
 class Parts:
@@ -114,6 +124,10 @@ def test_names_and_signatures_are_those_of_the_documents() -> None:
     }  # fmt: skip
     expected = {
         CheckpointManager: "config model optimizer process_group=None pp_rank=None",
+        CheckpointConfig.should_save: "self step",
+        CheckpointConfig.is_dynamic_milestone: "self step",
+        DynamicCheckpointWindow: "start=0 stop=512 strategy=power2",
+        DynamicCheckpointWindow.is_milestone: "self step",
         CheckpointManager.save: "self step tokens_seen=0 scheduler=None dataloader=None extra=None",
         CheckpointManager.load: "self path=None scheduler=None dataloader=None exclude_keys=None"
         " vlm_freeze_expected=None",
@@ -276,6 +290,47 @@ def test_other_frozen_modules_are_refused_before_anything_changes(root: Path, ca
     assert "VLM freeze mismatch" in caplog.text
 
 
+def test_freezing_rules_that_cannot_be_read_are_said_and_not_checked(root: Path, caplog: Any) -> None:
+    parts = Parts(1)
+    parts.manager(root).save(1)
+    mp.open(root).annotate(1, metadata={"vlm_freeze": [{"name": "vision"}]})
+
+    with caplog.at_level(logging.WARNING, "milepost"):
+        assert parts.manager(root).load(vlm_freeze_expected=[{"module": "vision", "frozen": True}])[0] == 1
+    assert "vlm_freeze cannot be read" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # PyTorch's own, when its compiler is imported
+def test_a_compiled_model_and_a_plain_one_share_their_checkpoints(root: Path) -> None:
+    trained, plain = Parts(1), Parts(seed=3)
+    compiled = CheckpointManager(CheckpointConfig(dir=str(root)), torch.compile(trained.model), trained.optimizer)
+    compiled.save(1)
+    compiled.wait()
+
+    plain.manager(root).load()
+    assert same(plain.weights(), trained.weights())
+    assert compiled.load()[0] == 1
+
+
+def test_activation_checkpointing_does_not_change_the_names_to_exclude(root: Path) -> None:
+    saved, parts = Parts(2), Parts(seed=4)
+    saved.manager(root).save(2)
+    parts.model[1] = checkpoint_wrapper(parts.model[1])
+
+    parts.manager(root, exclude_from_loading=["1.weight"]).load()
+    assert torch.equal(parts.model[1].bias, saved.model[1].bias)
+    assert not torch.equal(parts.model[1].weight, saved.model[1].weight)
+    assert sorted(parts.optimizer.state_dict()["state"]) == [0, 1, 3]
+
+
+def test_a_manager_shows_what_it_was_made_of(root: Path) -> None:
+    parts, config = Parts(), CheckpointConfig(dir=str(root))
+    manager = CheckpointManager(config, parts.model, parts.optimizer)
+
+    assert manager.config is config and manager.model is parts.model and manager.optimizer is parts.optimizer
+    assert manager.base_dir == root
+
+
 def test_random_states_come_back(root: Path) -> None:
     state = get_rng_state()
     assert {"python", "numpy", "torch_cpu"} <= state.keys()
@@ -301,19 +356,18 @@ def test_a_train_state_goes_there_and_back() -> None:
 # Weaknesses of the original, by number.
 
 
-def test_1_pinned_mode_takes_device_tensors_through_memory_that_stays(caplog: Any) -> None:
-    model, made = Parts(1).model, []
+def test_1_pinned_mode_takes_device_tensors_through_page_locked_memory(caplog: Any) -> None:
+    model, moved = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)), list[torch.Size]()
+    model[1].weight = model[0].weight
 
-    def allocate(tensor: torch.Tensor) -> torch.Tensor:
-        made.append(tensor.shape)
-        return torch.empty_like(tensor)
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        moved.append(tensor.shape)
+        return tensor.detach().clone()
 
-    staging = PageLocked(allocate)
-    first = staging.staged({"model": model})["model"].state_dict()
-    second = staging.staged({"model": model})["model"].state_dict()
+    taken = staged({"model": model}, move)["model"].state_dict()
 
-    assert same(first, model.state_dict())
-    assert len(made) == 4 and all(first[name] is second[name] for name in first)
+    assert same(taken, model.state_dict())
+    assert len(moved) == 3 and taken["0.weight"] is taken["1.weight"]
     if not torch.cuda.is_available():
         AsyncCheckpointer(AsyncCheckpointMode.async_)
         assert "CUDA" not in caplog.text
@@ -358,6 +412,16 @@ def test_2_export_dtype_is_the_type_of_what_is_exported(tmp_path: Path, dtype: A
     weights = load_file(path)
     assert weights["0.weight"].dtype == expected and weights["count"].tolist() == [3]
     assert torch.equal(weights["0.weight"], parts.model[0].weight.to(expected))
+
+
+def test_2_tied_weights_are_exported_under_each_name_and_another_type_is_refused(tmp_path: Path) -> None:
+    parts = Parts()
+    parts.model.append(parts.model[0])
+
+    weights = load_file(parts.manager(tmp_path, export_dtype="float32").export(tmp_path))
+    assert torch.equal(weights["0.weight"], weights["2.weight"])
+    with pytest.raises(ValueError, match="export_dtype='int8'"):
+        parts.manager(tmp_path, export_dtype="int8").export(tmp_path)
 
 
 def test_3_resuming_by_path_goes_back_past_a_damaged_checkpoint(root: Path) -> None:
@@ -503,6 +567,78 @@ def test_13_a_path_that_is_not_there_is_an_error(root: Path) -> None:
         parts.manager(root).load(root / "step_5")
 
 
+def test_15_checkpoints_can_be_listed_annotated_and_checked(root: Path) -> None:
+    Parts(1).manager(root).save(1, 64)
+    runs = mp.open(root)
+    runs.annotate(1, metrics={"eval": {"loss": 0.5}})
+
+    assert runs[1].metadata["tokens_seen"] == 64 and runs.best("eval.loss").step == 1
+    assert runs[1].verify().leaves == len(runs[1].leaves)
+    assert "latest" in str(runs)
+
+
+def test_16_a_second_resume_within_an_epoch_is_aligned_with_fresh_optimizers(root: Path) -> None:
+    parts, loader = Parts(2), Loader()
+    for step in (2, 3):
+        loader.seen = step
+        manager = parts.manager(root)
+        manager.save(step, dataloader=loader)
+        manager.wait()
+        moments, parts, loader = parts.moments(0), Parts(seed=5), Loader()
+        assert parts.manager(root).load(dataloader=loader)[0] == step
+        assert loader.seen == step and torch.equal(parts.moments(0), moments)
+        parts.train()
+
+
+def test_16_latest_never_points_at_what_is_not_there(root: Path) -> None:
+    parts = Parts(1)
+    manager = parts.manager(root, async_mode=AsyncCheckpointMode.async_, keep_last_n=2)
+    for step in range(1, 6):
+        manager.save(step)
+        pointed = root / "latest"
+        assert not pointed.is_symlink() or (pointed / "manifest.json").exists()
+    manager.wait()
+
+    assert os.readlink(root / "latest") == "step_5" and steps(root) == [4, 5]
+
+
+def test_17_the_page_names_all_there_is_and_the_defaults_are_those_of_the_code() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "doors" / "kempnerforge.md").read_text()
+
+    assert [name for name in kempnerforge.__all__ if f"| `{name}" not in page and f", `{name}`" not in page] == []
+    assert CheckpointConfig().async_mode == "disabled" and CheckpointConfig(keep_last_n=0).keep_last_n == 0
+
+
+def old_checkpoint(folder: Path, parts: Parts) -> None:
+    """Write what KempnerForge writes, with the functions of PyTorch that it calls."""
+    state = {
+        "model": get_model_state_dict(parts.model),
+        "optimizer": get_optimizer_state_dict(parts.model, parts.optimizer),
+    }
+    dcp.save(state, checkpoint_id=folder)
+    torch.save(build_train_state(2, 20, parts.scheduler, None, {"epoch": 1}), folder / "train_state.pt")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_the_way_to_bring_old_checkpoints_along(tmp_path: Path) -> None:
+    old, new, again = Parts(2), Parts(seed=7), Parts(seed=8)
+    old_checkpoint(tmp_path / "old" / "step_2", old)
+    with pytest.raises(mp.FormatError, match="KempnerForge itself"):
+        new.manager(tmp_path / "old").load()
+
+    dcp_to_torch_save(tmp_path / "old" / "step_2", tmp_path / "whole.pt")
+    state = torch.load(tmp_path / "whole.pt")
+    set_model_state_dict(new.model, state["model"])
+    set_optimizer_state_dict(new.model, new.optimizer, optim_state_dict=state["optimizer"])
+    train = torch.load(tmp_path / "old" / "step_2" / "train_state.pt", weights_only=False)
+    step, tokens, extra = restore_train_state(train, new.scheduler)
+    new.manager(tmp_path / "new").save(step, tokens, new.scheduler, extra=extra)
+
+    assert again.manager(tmp_path / "new").load(scheduler=again.scheduler) == (2, 20, {"epoch": 1})
+    assert same(again.weights(), old.weights()) and torch.equal(again.moments(3), old.moments(3))
+    assert again.scheduler.state_dict() == old.scheduler.state_dict()
+
+
 def test_checkpoints_of_the_original_are_not_taken_for_nothing(root: Path) -> None:
     (root / "step_5").mkdir(parents=True)
     (root / "step_5" / ".metadata").touch()
@@ -511,7 +647,7 @@ def test_checkpoints_of_the_original_are_not_taken_for_nothing(root: Path) -> No
         resolve_resume_path(root)
 
 
-def test_a_group_of_processes_is_refused_not_half_saved(root: Path) -> None:
+def test_8_a_group_of_processes_is_refused_not_half_saved(root: Path) -> None:
     config = CheckpointConfig(dir=str(root))
     torch.distributed.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:

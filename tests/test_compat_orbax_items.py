@@ -416,6 +416,16 @@ def test_objects_with_state_are_items_of_libraries_that_know_orbax_alone(root: P
 # --- paths
 
 
+def test_a_cancelled_save_of_a_checkpointer_leaves_nothing(tmp_path: Path) -> None:
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.cancel()
+        checkpointer.save(tmp_path / "a", {"w": np.ones(1 << 22)})  # 32 MiB, not written before the next line
+        checkpointer.cancel()
+        assert [path.name for path in tmp_path.iterdir()] == []
+        checkpointer.save(tmp_path / "a", {"w": np.ones(3)})
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_a_checkpoint_appears_at_its_path_when_it_is_whole(root: Path) -> None:
     event = threading.Event()
     seen: list[bool] = []

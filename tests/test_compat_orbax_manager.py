@@ -348,15 +348,18 @@ def test_a_directory_that_was_erased_while_the_manager_was_not_closed_is_a_fresh
     manager.close()
 
 
-def test_checkpoints_of_orbax_itself_are_refused_not_overlooked(root: Path) -> None:
+def test_a_save_that_orbax_never_finished_is_no_checkpoint(root: Path) -> None:
     (root / "3").mkdir(parents=True)
     (root / "3" / "_CHECKPOINT_METADATA").write_text("{}")
 
     for options in (Options(), Options(read_only=True), Options(create=False)):
-        with pytest.raises(mp.FormatError, match="written by Orbax"):
-            ocp.CheckpointManager(root, options=options)
-    with pytest.raises(mp.FormatError, match="written by Orbax"):
+        with ocp.CheckpointManager(root, options=options) as manager:
+            assert manager.all_steps() == []
+    with pytest.raises(ValueError, match="incomplete checkpoint"):
         ocp.StandardCheckpointer().restore(root / "3")
+    with ocp.CheckpointManager(root) as manager:
+        manager.save(3, args=ocp.args.StandardSave(STATE))
+        assert manager.restore(3)["n"] == 1
 
 
 # --- the deprecated interface

@@ -421,13 +421,15 @@ def test_the_folder_may_hold_other_things(root: Path) -> None:
     assert (root / "logs").exists() and (root / "config.json").exists()
 
 
-def test_folders_of_orbax_are_refused_and_not_overlooked(tmp_path: Path) -> None:
+def test_a_save_that_orbax_never_finished_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "_CHECKPOINT_METADATA").write_text("{}")
-    with pytest.raises(ocp.errors.InvalidLayoutError, match="written by Orbax"):
-        Checkpointer(tmp_path)
-    with pytest.raises(ocp.errors.InvalidLayoutError, match="written by Orbax"):
+    with pytest.raises(ocp.errors.InvalidLayoutError, match="never finished"):
         ocp.load(tmp_path / "7")
+    with Checkpointer(tmp_path) as ckptr:
+        assert ckptr.checkpoints == []
+        ckptr.save(7, state())
+        assert [each.step for each in ckptr.checkpoints] == [7]
 
 
 def test_a_logger_is_told_of_saves_and_loads(root: Path) -> None:

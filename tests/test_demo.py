@@ -8,13 +8,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import milepost as mp
-from milepost.demo import acts, digits, elnino, ensemble, run
+from milepost.demo import acts, digits, elnino, run
 
 
 def test_the_demo_is_killed_and_damaged_and_ends_bit_for_bit(
@@ -93,27 +92,16 @@ def test_a_framework_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str
     assert "choose one of numpy, torch, jax" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-@pytest.mark.parametrize("level", [mp.Level.ITEM, mp.Level.ROLLOUT])
-def test_the_ensemble_killed_at_every_mark_is_that_of_one_left_alone(
-    tmp_path: Path, level: mp.Level, workers: int
-) -> None:
-    shape: dict[str, Any] = {"members": 3, "months": 3, "level": level, "save": "every 2 steps"}
-    whole, output = tmp_path / "whole", tmp_path / "output"
-    assert len(list(ensemble.forecast(tmp_path / "calm", whole, **shape))) == 9
+def test_the_ensemble_killed_at_every_mark_is_that_of_one_left_alone() -> None:
+    command = [sys.executable, "-m", "milepost.demo.sweep", "--members", "3", "--months", "3"]
 
-    for marks in range(1, 9 // workers):
-        root = tmp_path / f"killed-at-{marks}"
-        for worker in range(workers):
-            run = ensemble.forecast(root, output, worker=worker, workers=workers, **shape)
-            for _ in range(marks):
-                next(run)
-            run.close()  # ends it in the middle, without another word to the session
-        for _ in ensemble.forecast(root, output, **shape):
-            pass
-        assert ensemble.temperatures(output).tobytes() == ensemble.temperatures(whole).tobytes()
-        for path in output.iterdir():
-            path.unlink()
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert said.splitlines() == [
+        f"level {level}, {workers}, killed at every mark: BIT-EXACT"
+        for level in (1, 2)
+        for workers in ("1 worker", "3 workers")
+    ]
 
 
 def test_the_temperatures_are_those_of_the_table() -> None:

@@ -76,6 +76,24 @@ def test_a_killed_example_ends_with_the_same_numbers(example: Example, root: Pat
     assert lines[-1] == example.whole[-1]
 
 
+@pytest.mark.parametrize("name", ["kauldron_training", "kempnerforge_training"])
+def test_a_killed_example_of_a_front_door_ends_with_the_same_numbers(name: str, root: Path, tmp_path: Path) -> None:
+    random, path = Random(name), FOLDER / f"{name}.py"
+    whole = finished(path, tmp_path / "uninterrupted")
+
+    for _ in range(KILLS):
+        with started(path, root) as process:
+            lines = [output(process).readline() for _ in range(random.randint(4, 8))]
+            process.kill()
+            lines += output(process).readlines()
+        assert goes_on(lines, whole)
+
+    lines = finished(path, root)
+    assert lines[0] != whole[0], "it began anew"
+    assert goes_on(lines, whole)
+    assert lines[-1] == whole[-1]
+
+
 def test_an_example_that_is_told_to_stop_saves_and_goes_on_from_there(example: Example, root: Path) -> None:
     with started(example.path, root) as process:
         before = [output(process).readline() for _ in range(3)]

@@ -25,7 +25,7 @@ import milepost as mp
 import reader
 from milepost.model import format as fmt
 from milepost.model import leaf, structure, value
-from milepost.model.format import CHUNK, LeafTable, Manifest, Note, RootRecord, WriterRecord
+from milepost.model.format import CHUNK, LeafTable, Manifest, Note, Noted, RootRecord, WriterRecord
 from test_docs import program
 
 PAGE = (Path(__file__).parent.parent / "docs" / "reference" / "format.md").read_text()
@@ -35,6 +35,7 @@ RECORDS = {
     "manifest.json": Manifest,
     "leaves.json": LeafTable,
     "notes/&lt;checkpoint id&gt;-&lt;n&gt;.json": Note,
+    "noted/&lt;n&gt;.json": Noted,
 }
 
 
@@ -266,7 +267,7 @@ def test_the_page_gives_the_limits_that_the_code_has() -> None:
     limits = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", section("Limits"), re.MULTILINE))
 
     assert limits["a record but the leaf table"] == f"{fmt.MAX_RECORD >> 20} MiB"
-    assert limits["the leaf table"] == f"{fmt.MAX_LEAVES >> 30} GiB"
+    assert limits["the leaf table"] == f"{fmt.MAX_LEAVES >> 20} MiB"
     assert limits["the header of a pack"] == f"{fmt.MAX_HEADER >> 20} MiB"
     assert limits["nodes of the tree above a leaf"] == str(structure.MAX_DEPTH)
     assert limits["the text of `$int`"] == f"{value._MAX_INT_DIGITS:,} characters"
@@ -291,7 +292,8 @@ def test_the_examples_of_the_page_are_what_its_program_writes(tmp_path: Path) ->
     subprocess.run([sys.executable, "-W", "error", script], cwd=tmp_path, env=os.environ, check=True)
     example = tmp_path / "example"
     note = next((example / "30" / "notes").glob("*-0.json"))
-    files = ["milepost.json", "writers/1.json", "30/manifest.json", "30/leaves.json", note.relative_to(example)]
+    records = ["milepost.json", "writers/1.json", "30/manifest.json", "30/leaves.json"]
+    files = [*records, note.relative_to(example), "noted/1.json"]
 
     shown = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)]
 

@@ -33,9 +33,12 @@ FRAMEWORKS = {
     "torchdata",
 }
 MAY_TOUCH_FRAMEWORKS = ("adapters/", "groups/", "integrations/", "testing/", "demo/")
+PUBLIC_MODULES = {
+    "milepost.group", "milepost.interop.orbax", "milepost.interop.orbax.beside", "milepost.policy", "milepost.state",
+}  # fmt: skip
 EXECUTES = {"cloudpickle", "dill", "marshal", "pickle", "pickletools", "runpy", "shelve"}
 # Besides the shell face: doors whose originals promise to look there, each in one file of its own.
-MAY_READ_THE_ENVIRONMENT = ("cli/", "demo/", "compat/earth2studio/environment.py")
+MAY_READ_THE_ENVIRONMENT = ("cli/", "demo/", "compat/earth2studio/__init__.py")
 VAGUE_NAMES = {"base", "common", "core", "helpers", "manager", "misc", "shared", "tools", "utils"}
 
 # Hard limits, a little above what is aimed at (450, 50, 12): past these a module, function or class does two things.
@@ -164,7 +167,10 @@ def test_the_front_doors_use_the_public_names_only() -> None:
         f"{relative(path)}:{line} imports {name}"
         for path in FILES
         for line, name, _ in imported_names(parsed(path))
-        if relative(path).startswith("compat/") and name.startswith("milepost.") and "compat" not in name
+        if relative(path).startswith("compat/")
+        and name.startswith("milepost.")
+        and "compat" not in name
+        and name not in PUBLIC_MODULES
     ]
 
     assert not wrong, "\n".join(wrong)

@@ -33,9 +33,20 @@ def surface(module: ModuleType) -> str:
             lines += _class_lines(name, value)
         elif callable(value):
             lines.append(f"def {name}{_signature(value)}")
+        elif inspect.ismodule(value):
+            lines += _module_lines(name, value)
         else:
             lines.append(f"{name}: {type(value).__name__}")
     return "\n".join(lines) + "\n"
+
+
+def _module_lines(name: str, module: ModuleType) -> list[str]:
+    """Return a public module's own functions with their signatures, and the names of all else."""
+    lines = [f"module {name}"]
+    for key in sorted(set(module.__all__) - set(milepost.__all__)):
+        value = getattr(module, key)
+        lines.append(f"    {name}.{key}{_signature(value) if inspect.isfunction(value) else ''}")
+    return lines
 
 
 def _class_lines(name: str, cls: type) -> list[str]:

@@ -277,6 +277,14 @@ def test_retention_deletes_nothing_that_was_pinned_before_it_went() -> None:
     assert frozenset({("a", "pruned", 1), ("b", "refused", "deleted")}) in ends
 
 
+def test_a_writer_that_remembers_a_step_hears_of_its_pin_before_it_goes() -> None:
+    processes = {"a": writer(3, 4, keep="last 2"), "b": pinner(2)}
+    ends = explored(root_with(1, 2), processes, Promises(may_go=(1, 2)), what_was_said_stays)
+
+    assert any(("b", "pinned", 2) in end for end in ends)
+    assert any(("b", "refused", "deleted") in end for end in ends)
+
+
 def test_notes_of_several_processes_all_stay() -> None:
     explored(root_with(1), {"a": pinner(1), "b": annotator(1, "x"), "c": annotator(1, "y")}, what_was_said_stays)
 
@@ -503,7 +511,7 @@ class ForgetsWhoCameLate(Root):
 )
 def test_a_wrong_order_is_told(wrong: type, scenario: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
     right = wrong.__base__.__name__
-    for module in ("catalog", "checkpointer", "engine.commit", "engine.opening"):
+    for module in ("catalog", "retention", "checkpointer", "engine.commit", "engine.opening"):
         if hasattr(importlib.import_module(f"milepost.{module}"), right):
             monkeypatch.setattr(f"milepost.{module}.{right}", wrong)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import shutil
 import signal
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 import milepost as mp
 from milepost import Level, Session
+from milepost.testing.recorder import Recorder
 
 MEMBERS, STEPS = 4, 6
 
@@ -537,3 +539,298 @@ def test_nothing_warns_in_the_ordinary_case(root: Path) -> None:
             with Session(root) as session:
                 session.bind("model", Model(x=1))
                 session.mark()
+
+
+# --- damaged rows
+
+
+def damage(root: Path, step: int, file: str = "manifest.json") -> None:
+    """Flip a byte in the middle of a file of a row; of its pack with `*.safetensors`."""
+    (path,) = (root / str(step)).glob(file)
+    data = bytearray(path.read_bytes())
+    place = len(data) - 3 if file.endswith("safetensors") else len(data) // 2
+    data[place] ^= 0x5A
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+def begun(root: Path, *, marks: int, **options: Any) -> dict[Any, Any]:
+    """Run the first members of an ensemble and stop after so many marks."""
+    with pytest.raises(Killed):
+        ensemble(root, Level.ROLLOUT, stop_after=marks, **options)
+    return {}
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "*.safetensors"])
+@pytest.mark.parametrize(("member", "step"), [(1, STEPS + 1), (2, 3)])
+def test_a_damaged_row_of_one_item_makes_that_one_begin_anew_and_stops_no_other(
+    root: Path, file: str, member: int, step: int
+) -> None:
+    whole = ensemble(root / "whole", Level.ROLLOUT)
+    begun(root / "run", marks=2 * STEPS + 3)
+    item = root / "run" / "items" / f"member={member}"
+    damage(item, step, file)
+    if file != "manifest.json" and member == 1:  # the end of an item is read by nobody but the one after it
+        assert not Session(root / "run").items()[1].damaged
+        return
+
+    with pytest.warns(RuntimeWarning, match=f"member={member}.*begins anew. Nothing was deleted"):
+        resumed = ensemble(root / "run", Level.ROLLOUT)
+
+    assert set(resumed) >= {(member, each) for each in range(STEPS)}
+    assert all(equal({key: whole[key]}, {key: resumed[key]}) for key in resumed)
+    assert ensemble(root / "run", Level.ROLLOUT) == {}
+
+
+def test_an_item_with_a_damaged_row_goes_on_from_its_newest_whole_one(root: Path) -> None:
+    with pytest.raises(Killed), Session(root, keep="all") as session, session.item(member=1):
+        for step in range(4):
+            session.bind("model", Model(x=step)) if step == 0 else None
+            session.mark(step=step)
+        raise Killed
+    for step in (3, 4):
+        damage(root / "items" / "member=1", step)
+
+    with Session(root, keep="all") as session:
+        with pytest.warns(RuntimeWarning, match=r"step 4.*it goes on from its row 2|/4/.*it goes on from its row 2"):
+            assert session.pending([{"member": 1}]) == [{"member": 1}]
+        with pytest.warns(RuntimeWarning, match="goes on from its row 2"), session.item(member=1) as item:
+            assert item.progress == {"step": 1}
+            session.mark(step=2)
+    catalog = mp.open(root / "items" / "member=1")
+    assert catalog.latest().metadata["progress"] == {"step": 2}  # pyright: ignore[reportOptionalMemberAccess]
+    assert (root / "items" / "member=1" / "4" / "manifest.json").exists()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # what was damaged is no longer in the line
+        assert Session(root).pending([{"member": 1}]) == []
+
+
+def test_the_items_of_a_session_are_listed_with_those_that_are_damaged(root: Path) -> None:
+    with Session(root) as session:
+        for member in (1, 2):
+            with session.item(member=member):
+                session.mark(step=0)
+    damage(root / "items" / "member=1", 2)
+    (root / "items" / "member=2" / "milepost.json").chmod(0o644)
+    (root / "items" / "member=2" / "milepost.json").write_text("{}")
+
+    with pytest.warns(RuntimeWarning) as warned:
+        rows = Session(root).items()
+
+    assert [(row.labels, row.done, row.damaged) for row in rows] == [
+        ({"member": "1"}, False, True),
+        ({"member": "2"}, False, True),
+    ]
+    assert "counts as not begun" in str(warned[1].message)
+
+
+# --- any row
+
+
+def told(root: Path, count: int) -> None:
+    with Session(root, keep="all") as session:
+        model = session.bind("model", Model())
+        for step in range(count):
+            model.x = step
+            session.mark(step=step, lead=np.timedelta64(6 * step, "h"))
+
+
+@pytest.mark.parametrize(
+    ("which", "step"),
+    [(0, 0), (2, 2), (-1, 4), (-4, 1), ({"step": 3}, 3), ({"lead": np.timedelta64(12, "h"), "step": 2}, 2)],
+)
+def test_a_session_resumes_from_a_row_by_place_or_by_what_its_mark_said(root: Path, which: Any, step: int) -> None:
+    told(root, 5)
+    with Session(root, keep="all", resume=which) as session:
+        assert session.bind("model", Model()).x == step == session.progress["step"]
+        session.mark(step=99)
+    catalog = mp.open(root)
+    latest = catalog.latest()
+    assert latest is not None
+    assert (latest.step, latest.metadata["progress"]) == (step + 2, {"step": 99})
+    assert latest.info.parent == str(step + 1)
+
+
+def test_places_count_the_rows_of_the_line(root: Path) -> None:
+    told(root, 5)
+    with Session(root, keep="all", resume=1) as session:
+        session.mark(step=20)
+        session.mark(step=30)
+    with Session(root, keep="all", resume=-3, on_exit="drop") as session:
+        assert session.progress["step"] == 1
+    with Session(root, keep="all", resume=3, on_exit="drop") as session:
+        assert session.progress["step"] == 30
+
+
+def test_a_row_that_is_not_there_is_said(root: Path) -> None:
+    told(root, 2)
+    for which, said in ((2, "no row 2"), (-3, "no row -3"), ({"step": 7}, "no row whose mark said")):
+        with pytest.raises(mp.NotFoundError, match=said):
+            Session(root, resume=which)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(mp.NotFoundError):
+        Session(root / "none", resume=-1)
+    assert not (root / "none").exists()
+    damage(root, 2)
+    with pytest.raises(mp.CorruptionError):
+        Session(root, resume=-1)
+    assert Session(root, resume=-2).progress["step"] == 0
+
+
+def test_each_item_keeps_rows_of_its_own_and_resumes_from_any(root: Path) -> None:
+    for keep, left in (("all", [0, 1, 2, 3, 4]), ("last 2", [3, 4]), (None, [4])):
+        path = root / str(keep)
+        with Session(path, keep=keep) as session:
+            for member in range(2):
+                with session.item(member=member):
+                    for step in range(3):
+                        session.mark(step=step)
+        for member in range(2):
+            assert list(mp.open(path / "items" / f"member={member}")) == left
+    with Session(root / "all", keep="all") as session:
+        with session.item(member=1).from_row({"step": 1}) as item:
+            assert not item.done
+            assert item.resumed_from is not None
+            assert item.progress == {"step": 1}
+            session.mark(step=22)
+        assert item.done
+    rows = mp.open(root / "all" / "items" / "member=1")
+    assert rows[3].info.parent == "2"
+    assert rows[3].metadata["progress"] == {"step": 22}
+
+
+def test_an_item_is_not_resumed_from_a_row_without_its_state(root: Path) -> None:
+    with Session(root, level=Level.ITEM, keep="all") as session:
+        with session.item(member=1):
+            session.mark(step=0)
+        with (
+            pytest.raises(mp.StructureError, match="without all its state\n  Choose the item's row 0"),
+            session.item(member=1).from_row(-2),
+        ):
+            pass
+        with session.item(member=1).from_row(0) as item:
+            assert (item.done, item.progress) == (False, {})
+
+
+# --- why a row was saved
+
+
+def test_the_last_row_says_that_it_is_the_last(root: Path) -> None:
+    with Session(root, save="every 2 steps", keep="all") as session:
+        for step in range(3):
+            session.mark(step=step)
+        with session.item(member=1):
+            session.mark(step=0)
+    assert [row.reason for row in mp.open(root).values()] == ["every 2 steps", "final"]
+    assert [row.reason for row in mp.open(root / "items" / "member=1").values()] == ["begins", "final"]
+
+
+def test_an_emergency_save_says_so(root: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Session(root, save="every 9 steps", keep="all") as session:
+        session.mark(step=0)
+        try:
+            raise ZeroDivisionError
+        except ZeroDivisionError:
+            session.commit(reason=mp.policy.EMERGENCY)
+            raise
+    assert [(row.reason, row.metadata["progress"]) for row in mp.open(root).values()] == [("emergency", {"step": 0})]
+
+
+def test_a_new_line_begins_beside_rows_none_of_which_is_whole(root: Path) -> None:
+    with mp.Checkpointer(root, save="first") as saver:
+        for step in (3, 5):
+            saver.save(step, {"x": step}).result()
+    damage(root, 3)
+    damage(root, 5)
+
+    with mp.Checkpointer(root, save="first", resume_from="nothing") as saver:
+        assert saver.due(0) is not None
+        saver.save(0, {"x": 0}).result()
+        saver.save(3, {"x": 30}).result()
+
+    catalog = mp.open(root)
+    assert catalog.latest().load() == {"x": 30}  # pyright: ignore[reportOptionalMemberAccess]
+    assert catalog[0].info.parent is None
+    assert (root / "5" / "manifest.json").exists()
+
+
+def test_every_verb_of_a_session_is_there_without_one(root: Path) -> None:
+    with Session(root) as session, session.item(member=1) as item:
+        null = Session.null()
+        with null, null.item(member=1) as same:
+            for real, other in ((session, null), (item, same)):
+                names = {name for name in dir(real) if not name.startswith("_")}
+                assert names - {"null"} <= set(dir(other))
+            assert same.from_row(-1) is same
+            other = Model(x=1)
+            assert mp.bind("model", other) is other
+        assert not session.restored("model")
+        assert session.bind("model", Model()) is not other, "it was not bound to the session around"
+
+
+# --- many rows
+
+
+def calls_of_a_mark(root: Path, keep: str, rows: int) -> list[str]:
+    """Return what the last of so many marks asked of the file system, sorted."""
+    with Session(root, keep=keep) as session:
+        for step in range(rows - 1):
+            session.mark(step=step)
+        session.commit()
+        with Recorder(root) as recorder:
+            session.mark(step=rows)
+            session.commit()
+    return sorted(call.name for call in recorder.calls)
+
+
+def test_a_mark_costs_the_same_however_many_rows_there_are(root: Path) -> None:
+    few, many = (calls_of_a_mark(root / str(rows), "all", rows) for rows in (10, 1_000))
+    assert few == many
+
+    few, many = (calls_of_a_mark(root / f"last{n}", f"last {n}", n + 20) for n in (5, 200))
+    assert few == many
+
+
+def test_opening_a_session_reads_the_same_records_however_many_rows_there_are(root: Path) -> None:
+    def opened(path: Path, rows: int) -> list[str]:
+        told(path, rows)
+        with Recorder(path) as recorder, Session(path, keep="all") as session:
+            assert session.progress["step"] == rows - 1
+        return [call.name for call in recorder.calls]
+
+    assert opened(root / "few", 5) == opened(root / "many", 200)
+    with Recorder(root / "many") as recorder:
+        Session(root / "many", keep="all", resume=-20)
+    assert len(recorder.calls) < 20 * 10
+
+
+def test_items_that_are_done_are_told_by_two_listings_however_many_there_are(root: Path) -> None:
+    items = [{"member": member} for member in range(30)]
+
+    def calls(first: int, last: int) -> list[str]:
+        with Session(root) as session:
+            for labels in items[first:last]:
+                with session.item(**labels):
+                    session.mark(step=0)
+            with Recorder(root) as recorder:
+                assert session.pending(items[:last]) == []
+                assert session.pending(items[: last + 1]) == items[last : last + 1]
+        return [call.name for call in recorder.calls]
+
+    assert calls(0, 5) == calls(5, 29)
+
+
+def test_an_item_that_is_begun_again_is_not_told_to_be_done(root: Path) -> None:
+    with Session(root) as session:
+        for member in range(3):
+            with session.item(member=member):
+                session.mark(step=0)
+    items = [{"member": member} for member in range(3)]
+    with pytest.raises(Killed), Session(root) as session, session.item(member=0).from_row(0):
+        session.mark(step=0)
+        raise Killed
+    shutil.rmtree(root / "items" / "member=1")
+    with Session(root) as session:
+        assert session.pending(items) == items[:2]
+        with session.item(member=0) as item:
+            assert item.progress == {"step": 0}
+        assert session.pending(items) == items[1:2]

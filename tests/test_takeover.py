@@ -364,7 +364,12 @@ def test_a_writer_that_is_overtaken_while_it_takes_over_harms_nothing(
 ) -> None:
     def begins(root: Path) -> Callable[[], None]:
         LocalStore(root).claim("2/").put("p00000-0123abcd.safetensors", [b"half"])
-        return lambda: fill(Elsewhere(root), 2, limits=mp.Limits(memory_bytes=1))
+
+        def program() -> None:
+            fill(Elsewhere(root), 2, limits=mp.Limits(memory_bytes=1))
+            steps_of(root)  # calls that come after the save
+
+        return program
 
     ends: set[tuple[str, str]] = set()
     for root, first, second in at_every_call(tmp_path, begins, lambda root: fill(Elsewhere(root), step)):

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """milepost keeps the state of long-running numerical programs: training runs, and inference rollouts."""
 
+from milepost import policy
+from milepost.adapters import is_stateful
 from milepost.catalog import Catalog, Pruning, Restored
 from milepost.catalog import open_catalog as open  # noqa: A004 always written `milepost.open`, as in `gzip.open`
 from milepost.checkpoint import Checkpoint, Report
-from milepost.checkpointer import Checkpointer, load, save
+from milepost.checkpointer import Checkpointer
 from milepost.component import Level
 from milepost.diff import Diff
 from milepost.engine.transfer import Limits
@@ -24,6 +26,7 @@ from milepost.leafref import LeafRef
 from milepost.model.format import StepFormat
 from milepost.model.leaf import Box, LeafSpec
 from milepost.model.tree import SKIP, PerProcess
+from milepost.once import load, save
 from milepost.pending import PendingSave
 from milepost.policy import (
     All,
@@ -49,6 +52,6 @@ __all__ = [
     "ConflictError", "Continuous", "CorruptionError", "Diff", "Every", "EveryNSteps", "First", "FormatError", "Item",
     "Latest", "LeafRef", "LeafSpec", "Level", "Limits", "NotFoundError", "OnPreemption", "OnSteps", "PendingSave",
     "PerProcess", "Pruning", "Report", "Restored", "SaveFailedError", "Session", "Spaced", "StepFormat",
-    "StorageError", "StructureError", "UnsupportedLeafError", "Window", "Within", "bind", "load", "open",
-    "register_strategy", "save",
+    "StorageError", "StructureError", "UnsupportedLeafError", "Window", "Within", "bind", "is_stateful",
+    "load", "open", "policy", "register_strategy", "save",
 ]  # fmt: skip

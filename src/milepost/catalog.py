@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, final
 
 from milepost.checkpoint import Checkpoint, Opened
@@ -20,15 +19,16 @@ from milepost.model import format as fmt
 from milepost.model.format import Manifest, Note, Slot, StepFormat
 from milepost.model.keypath import Globs
 from milepost.model.value import decode, encode
-from milepost.outcomes import Pruning, Restored, freed
+from milepost.outcomes import Pruning, Restored
 from milepost.policy import KeepPolicy, Metric, Mode, Saved, keep_policy, ranked
+from milepost.retention import Retention, prune
 from milepost.stores import Store, open_store
 from milepost.table import Row, html, text
+from milepost.watching import watched
 
 _log = logging.getLogger("milepost")
 _T = TypeVar("_T")
 _UNSET: Any = object()
-_DAMAGED = "damaged"
 
 
 @final
@@ -48,9 +48,10 @@ class Catalog(Mapping[int, Checkpoint]):
         fell_back: Callable[[Checkpoint], None] | None = None,
     ) -> None:
         self._root, self._keep, self._rank, self._fell_back = root, keep, rank, fell_back
-        self._slots: dict[int, list[Slot]] = {}
+        self._listed: dict[int, list[Slot]] | None = None
         self._head = Head()
         self._opened: dict[str, Opened] = {}
+        self._damaged: set[int] = set()
         self.refresh()
 
     # --- a mapping
@@ -58,10 +59,22 @@ class Catalog(Mapping[int, Checkpoint]):
     def refresh(self) -> None:
         """List the root anew. Cost: two listings and one record."""
         self._head = self._root.head()
-        self._slots = {}
+        listed: dict[int, list[Slot]] = {}
         for slot in self._root.slots():
-            self._slots.setdefault(slot.step, []).append(slot)
+            listed.setdefault(slot.step, []).append(slot)
+        self._listed = listed
         self._opened.clear()
+
+    def _expire(self) -> None:
+        """List anew when somebody looks: its Checkpointer has saved."""
+        self._listed = None
+
+    @property
+    def _slots(self) -> dict[int, list[Slot]]:
+        if self._listed is None:
+            self.refresh()
+            assert self._listed is not None
+        return self._listed
 
     def __getitem__(self, step: int) -> Checkpoint:
         opened = self._current(step)
@@ -84,6 +97,9 @@ class Catalog(Mapping[int, Checkpoint]):
 
     def __iter__(self) -> Iterator[int]:
         return (step for step in list(self._slots) if self._has(step))
+
+    def __reversed__(self) -> Iterator[int]:
+        return (step for step in reversed(list(self._slots)) if self._has(step))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -237,6 +253,7 @@ class Catalog(Mapping[int, Checkpoint]):
         dtype: Literal["error", "cast"] = "error",
         only: Globs | None = None,
         exclude: Globs = (),
+        require: Mapping[str, Any] | None = None,
     ) -> Restored[_T] | None:
         """Load the latest checkpoint; None when there is none.
 
@@ -247,7 +264,7 @@ class Catalog(Mapping[int, Checkpoint]):
             like: as in `Checkpoint.load`; `.tree` is what that returns.
             into: instead of `like`: restored in place as by `Checkpoint.load_into`, and `.tree` itself.
             on_corrupt: what to do when the latest is damaged.
-            rename, missing, unexpected, dtype, only, exclude: as in `Checkpoint.load`.
+            rename, missing, unexpected, dtype, only, exclude, require: as in `Checkpoint.load`.
 
         Raises:
             CorruptionError: the latest is damaged, or with `previous` every one is.
@@ -256,7 +273,7 @@ class Catalog(Mapping[int, Checkpoint]):
             raise ValueError("restore(): give `like` or `into`, not both")
         options: dict[str, Any] = {
             "rename": rename, "missing": missing, "unexpected": unexpected, "dtype": dtype, "only": only,
-            "exclude": exclude,
+            "exclude": exclude, "require": require,
         }  # fmt: skip
         skipped: list[tuple[int, CorruptionError]] = []
         for slot, checkpoint in self._line(on_corrupt):
@@ -325,45 +342,9 @@ class Catalog(Mapping[int, Checkpoint]):
             ConflictError: `locked`, another process writes to the root; `fenced`, it took over from this one.
         """
         policy = keep_policy(keep if keep is not None else self._keep)
-        if dry_run:
-            self.refresh()
-            return self._judged(policy)
-        with Lock(self._root) as lock:
-            lock.check()
-            self.refresh()
-            pruning = self._judged(policy)
-            busy = tuple(step for step in pruning.dropped if not self._dropped(lock, step))
-            for step, reason in pruning.kept.items():  # what an overwrite or a branch put another generation over
-                several = len(self._slots[step]) > 1 and reason != _DAMAGED
-                if several and (current := self._current(step)) is not None:
-                    older = [slot for slot in self._slots[step] if slot.generation < current.slot.generation]
-                    self._retired(lock, older, self._is_up_to_date)
-        dropped = {step: nbytes for step, nbytes in pruning.dropped.items() if step not in busy}
-        if dropped:
-            _log.info("pruned %d steps of %s: %d bytes", len(dropped), self._root.url, sum(dropped.values()))
+        pruning = Retention(self._root).judged(policy) if dry_run else prune(self._root, policy)
         self.refresh()
-        return Pruning(pruning.kept, dropped, busy)
-
-    def _judged(self, policy: KeepPolicy) -> Pruning:
-        whole = self._whole()
-        history = [Saved(c.step, c.created.timestamp(), c.metrics, c.reason, pinned=c.info.pins) for c in whole]
-        kept = dict(policy.keep(history))
-        for checkpoint in whole:
-            for pin in checkpoint.info.pins:
-                kept[checkpoint.step] = " · ".join(filter(None, [kept.get(checkpoint.step), f'pinned "{pin}"']))
-        try:
-            latest = self._root.latest([slot for slots in self._slots.values() for slot in slots], self._head)
-        except CorruptionError:  # what `restore` falls back to stays in its place, whatever the policy says
-            kept.update((c.step, kept.get(c.step, "latest whole")) for c in whole[-1:])
-        else:
-            if latest is not None:
-                kept[latest[0].step] = " · ".join(filter(None, ["latest", kept.get(latest[0].step, "")]))
-        there = set(self)
-        for step in there.difference(checkpoint.step for checkpoint in whole):
-            kept[step] = _DAMAGED
-        dropped = [checkpoint for checkpoint in whole if checkpoint.step not in kept]
-        sizes = freed(whole, dropped)
-        return Pruning({step: kept[step] for step in sorted(kept) if step in there}, sizes)
+        return pruning
 
     def delete(self, step: int) -> None:
         """Delete one step, whatever keeps it.
@@ -376,54 +357,63 @@ class Catalog(Mapping[int, Checkpoint]):
             lock.check()
             self.refresh()
             self[step]
-            if not self._retired(lock, self._slots[step]):
+            # The newest generation goes last, so that an older one never shows in its place.
+            if not all(lock.retire(slot) for slot in self._slots[step] if self._root.committed(slot)):
                 raise ConflictError(
                     f"step {step} of {self._root.url} is being read\n  Try again when the reader is done.", code="busy"
                 )
         self.refresh()
 
-    def _dropped(self, lock: Lock, step: int) -> bool:
-        """Retire what a policy has let go; False if a reader holds it, or if what the policy was told has changed."""
-        judged = self._current(step)
-
-        def still() -> bool:
-            notes = None if judged is None else self._root.notes(judged.slot, judged.manifest)
-            return judged is not None and notes == judged.notes and self._is_up_to_date()
-
-        return self._retired(lock, self._slots[step], still)
-
-    def _is_up_to_date(self) -> bool:
-        """Return whether no writer has begun since the listing, or is beginning: then another line may count."""
-        return self._head.decided and self._root.head() == self._head
-
-    def _retired(self, lock: Lock, slots: Sequence[Slot], still: Callable[[], bool] | None = None) -> bool:
-        # The newest generation goes last, so that an older one never shows in its place.
-        return all(lock.retire(slot, still=still) for slot in slots if self._root.committed(slot))
-
     # --- what comes
 
-    def watch(self, *, after: int = -1, poll_s: float = 10.0, timeout_s: float | None = None) -> Iterator[Checkpoint]:
+    def watch(
+        self,
+        *,
+        which: Literal["all", "newest"] = "all",
+        after: int = -1,
+        poll_s: float = 10.0,
+        timeout_s: float | None = None,
+    ) -> Generator[Checkpoint, None, None]:
         """Yield each checkpoint with a step above `after` as it appears, those that are there first.
 
+        Guarantee: retention passes over a checkpoint that was yielded until the next one is asked for, or the iterator
+        is closed; where the store has no locks, nothing is held.
+
         Args:
+            which: `newest` passes over all but the newest, whenever it looks.
             after: the last step already seen.
             poll_s: seconds between listings.
             timeout_s: stop when nothing new has come for so long; None: never.
         """
-        seen: set[str] = set()
-        since = time.monotonic()
-        while True:
-            self.refresh()
-            for step in sorted(self._slots):
-                checkpoint = self.get(step) if step > after else None
-                if checkpoint is not None and checkpoint.info.id not in seen:
-                    seen.add(checkpoint.info.id)
-                    yield checkpoint
-                    since = time.monotonic()
-            waited = time.monotonic() - since
-            if timeout_s is not None and waited >= timeout_s:
-                return
-            time.sleep(poll_s if timeout_s is None else max(0.0, min(poll_s, timeout_s - waited)))
+        if which not in ("all", "newest"):
+            raise ValueError(f"which={which!r}: expected 'all' or 'newest'")
+        look = self._newest if which == "newest" else self._all
+        return watched(lambda: look(after), poll_s=poll_s, timeout_s=timeout_s)
+
+    def _all(self, after: int) -> Iterator[Checkpoint]:
+        self.refresh()
+        for step in sorted(step for step in self._slots if step > after):
+            try:
+                checkpoint = self.get(step)
+            except CorruptionError as error:
+                self._warn_damaged(step, error)
+                continue
+            if checkpoint is not None:
+                yield checkpoint
+
+    def _newest(self, after: int) -> Iterator[Checkpoint]:
+        for slot, checkpoint in self._line("previous"):
+            if isinstance(checkpoint, CorruptionError):
+                self._warn_damaged(slot.step, checkpoint)
+                continue
+            if slot.step > after:
+                yield checkpoint
+            return
+
+    def _warn_damaged(self, step: int, error: CorruptionError) -> None:
+        if step not in self._damaged:
+            self._damaged.add(step)
+            _log.warning("step %d is passed over: %s", step, str(error).partition("\n")[0])
 
     def recheck(self, step: int) -> Checkpoint | None:
         """Return a step whose commit had an unknown outcome, fully verified, or None when it is not there."""

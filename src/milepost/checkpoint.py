@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, final
 
 import xxhash
 
 from milepost.diff import Diff, compared
+from milepost.engine.identity import check_metadata
 from milepost.engine.root import Root
 from milepost.engine.stored import Stored
 from milepost.errors import CheckpointError, CorruptionError, Damage, FormatError, NotFoundError, folded, message
@@ -25,6 +26,9 @@ from milepost.model.format import Slot
 from milepost.model.keypath import Globs, KeyPath
 from milepost.model.value import decode
 from milepost.stores import Hold
+
+if TYPE_CHECKING:
+    from milepost.engine.fit import Comparison
 
 _log = logging.getLogger("milepost")
 _T = TypeVar("_T")
@@ -138,7 +142,9 @@ class Checkpoint:
             node, there = structure.subtree(stored.table.tree, self._path, stored.rank)
         except KeyError:
             raise self._no_leaf(self._path, keypath.ROOT) from None
-        return Stored(stored.table, stored.source, there, node, stored.rank, f"{stored.where}, {self._path}")
+        return Stored(
+            stored.table, stored.source, there, node, stored.rank, f"{stored.where}, {self._path}", stored.loaded
+        )
 
     # --- reading
 
@@ -173,6 +179,7 @@ class Checkpoint:
         dtype: Literal["error", "cast"] = "error",
         only: Globs | None = None,
         exclude: Globs = (),
+        require: Mapping[str, Any] | None = None,
         lazy: bool = False,
         frameworks: Literal["numpy", "saved"] = "numpy",
     ) -> _T:
@@ -188,12 +195,14 @@ class Checkpoint:
             dtype: `cast` converts numbers to the dtypes of `like`.
             only: read these paths of `like` alone (globs); the rest of `like` stays as it is.
             exclude: leave these paths as they are in `like`.
+            require: metadata that the checkpoint must have; of these names alone, and with these very values.
             lazy: map files instead of reading them: no copy, nothing checked until `verify`. Local roots only.
             frameworks: without `like`, `saved` gives arrays back in the frameworks that they were saved from, as far
                 as the program has loaded these.
 
         Raises:
-            StructureError: the trees differ; all differences at once, before a byte is read.
+            StructureError: the trees differ; all differences at once, before a byte is read. Code `metadata`: what is
+                required was not said of the checkpoint, or otherwise.
             CorruptionError: bytes are not those that were written.
             NotFoundError: `deleted`, the step was retired meanwhile.
         """
@@ -202,6 +211,7 @@ class Checkpoint:
 
         options = Options(rename or {}, missing, unexpected, dtype, only, exclude, lazy, frameworks)
         with self._reading("loaded"):
+            self._check(require)
             if like is _UNSET:
                 return load_plain(self._stored, options)
             return load_like(self._stored, like, options)
@@ -216,6 +226,7 @@ class Checkpoint:
         dtype: Literal["error", "cast"] = "error",
         only: Globs | None = None,
         exclude: Globs = (),
+        require: Mapping[str, Any] | None = None,
     ) -> None:
         """Restore a tree in place: arrays are overwritten, objects with state take it, other leaves are replaced.
 
@@ -231,7 +242,49 @@ class Checkpoint:
 
         options = Options(rename or {}, missing, unexpected, dtype, only, exclude)
         with self._reading("loaded"):
+            self._check(require)
             load_into(self._stored, target, options)
+
+    def compare(
+        self,
+        like: Any = _UNSET,
+        *,
+        into: Any = _UNSET,
+        rename: Mapping[str, str] | None = None,
+        missing: Literal["error", "keep"] = "error",
+        unexpected: Literal["error", "ignore"] = "error",
+        dtype: Literal["error", "cast"] = "error",
+        only: Globs | None = None,
+        exclude: Globs = (),
+        require: Mapping[str, Any] | None = None,
+    ) -> Comparison:
+        """Find out what a load would do, or refuse, without reading an array and without changing anything.
+
+        So a program can free its own state once it knows that the saved one fits. Arguments as in `load`.
+
+        Args:
+            like: compare as `load(like)` would.
+            into: compare as `load_into(into)` would.
+
+        Raises:
+            StructureError: the very one that the load would raise.
+        """
+        from milepost.engine.fit import Options
+        from milepost.engine.place import fit_into, fit_like
+
+        if (like is _UNSET) == (into is _UNSET):
+            raise ValueError("compare(): give `like` or `into`, one of them")
+        options = Options(rename or {}, missing, unexpected, dtype, only, exclude)
+        with self._opened.lease():
+            self._check(require)
+            fit = fit_like(self._stored, like, options) if into is _UNSET else fit_into(self._stored, into, options)[0]
+        return fit.comparison
+
+    def _check(self, require: Mapping[str, Any] | None) -> None:
+        if require:
+            said = {name: value for name, value in self.metadata.items() if name in require}
+            remedy = "Load another checkpoint, or leave out `require`."
+            check_metadata(f"{self._opened.where} does not have the metadata that is required", said, require, remedy)
 
     def lease(self) -> Hold:
         """Keep retention away from this step while the returned hold is open (`with ckpt.lease(): ...`)."""
@@ -367,6 +420,9 @@ def _damage(checkpoint: Checkpoint, deep: bool, progress: Callable[[int], None] 
     if not deep:
         return damaged, 0
     missing = {damage.file for damage in damaged if damage.found == "no file"}
+    for pack in stored.table.packs:
+        if pack.name not in missing:  # what the page cache holds is not what the disk holds, after a failed write
+            root.store.forget(slot.key(pack.name))
     nbytes = 0
     for pack in stored.table.packs:
         if pack.name not in missing:

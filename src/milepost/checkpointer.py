@@ -8,22 +8,22 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, final
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, final
 
-from milepost.catalog import Catalog, open_catalog
+from milepost.catalog import Catalog
 from milepost.checkpoint import Checkpoint, Opened
 from milepost.engine import save as saving
 from milepost.engine.capture import Arena, borrowed, capture, copied_nbytes
 from milepost.engine.commit import Lock
 from milepost.engine.opening import check_identity, open_root
-from milepost.engine.save import Base, Captured, Order, Written
+from milepost.engine.prepare import Base, Captured, Outline, base_of, prepare
+from milepost.engine.save import Order, Written
 from milepost.engine.transfer import Limits
 from milepost.errors import (
     CheckpointError,
     ConflictError,
     CorruptionError,
-    NotFoundError,
     SaveFailedError,
     StorageError,
     UnsupportedLeafError,
@@ -44,12 +44,12 @@ from milepost.policy import (
     pin_name,
     save_policy,
 )
+from milepost.policy.reason import checked_words, pin_names
+from milepost.retention import prune
 from milepost.signals import Signals
 from milepost.stores import Store, open_store
 
 _log = logging.getLogger("milepost")
-_T = TypeVar("_T")
-_UNSET: Any = object()
 Where = str | os.PathLike[str] | Store
 
 EXIT_STOPPED = 75
@@ -74,7 +74,7 @@ class Checkpointer:
         donated: the program donates its JAX arrays to the next step, so they are copied instead of held.
         copy: `always` copies immutable arrays too (JAX arrays on CPU that alias a NumPy array which changes).
         resume_from: the checkpoint that this run goes on from, when that is not the latest; later ones of the older
-            line are then superseded.
+            line are then superseded. `nothing` begins a new line beside all that is there, whole or damaged.
         read_only: never write anything.
         shared: the folder may hold other things too when the root is made, as long as none is named like a step.
     """
@@ -92,7 +92,7 @@ class Checkpointer:
         busy: Literal["wait", "skip"] = "wait",
         donated: bool = False,
         copy: Literal["auto", "always"] = "auto",
-        resume_from: Checkpoint | None = None,
+        resume_from: Checkpoint | Literal["nothing"] | None = None,
         read_only: bool = False,
         shared: bool = False,
     ) -> None:
@@ -102,8 +102,9 @@ class Checkpointer:
         self._keep: KeepPolicy = DEFAULT_KEEP if keep is None else keep_policy(keep)
         self._group = _alone(group)
         self._limits = limits or Limits()
-        self._busy, self._copy = busy, donated or copy == "always"
-        self._resume_from, self._read_only = resume_from, read_only
+        self._busy, self._copy, self._trusted = busy, donated or copy == "always", copy != "always"
+        self._resume_from: Checkpoint | Literal["nothing"] | None = resume_from
+        self._read_only = read_only
         self._defaults = ("save" if save is None else "", "keep" if keep is None else "")
         store = open_store(where, create=not read_only)
         identity = None if metadata is None else encode(dict(metadata))
@@ -112,7 +113,7 @@ class Checkpointer:
         check_identity(self._root, identity)
         self.catalog = Catalog(self._root, keep=self._keep, rank=self._group.rank, fell_back=self._fell_back)
         """The checkpoints of this root."""
-        self._arena = Arena()
+        self._arena, self._outline = Arena(), Outline()
         self._lock: Lock | None = None
         self._base: Base | None = None
         self._parent: str | None = None
@@ -180,7 +181,7 @@ class Checkpointer:
                 start = self.catalog.latest()
             except CorruptionError:
                 start = None  # told by whoever reads it, or by the save
-        if start is not None:
+        if isinstance(start, Checkpoint):
             self._last_step = start.step
         self._known = True
 
@@ -195,6 +196,8 @@ class Checkpointer:
         metadata: Mapping[str, Any] | None = None,
         overwrite: bool = False,
         behind: bool = False,
+        reason: str | None = None,
+        pin: str | Iterable[str] | None = None,
     ) -> PendingSave:
         """Save a tree as a step. When this returns, the caller may overwrite, donate or free every array.
 
@@ -208,6 +211,8 @@ class Checkpointer:
             metadata: anything else to be found again.
             overwrite: replace the step when it is there; there is no moment without it.
             behind: let the step lie below the latest, which stays the latest.
+            reason: why it is saved, instead of what `due` said: a few words, such as `policy.EMERGENCY`.
+            pin: one or several names that keep it, from its first moment on, until `catalog.unpin(name)`.
 
         Raises:
             UnsupportedLeafError: something in the tree cannot be stored, with its path.
@@ -217,6 +222,7 @@ class Checkpointer:
         if isinstance(step, bool) or not hasattr(step, "__index__") or not 0 <= int(step) <= MAX_STEP:
             raise ValueError(f"step {step!r}: a step is an integer from 0 to 2^63 - 1")
         step = int(step)
+        reason, pins = None if reason is None else checked_words(reason, "reason"), pin_names(pin)
         if self._closed:
             raise ConflictError(f"{self._root.url}: this Checkpointer was closed\n  Make another one.", code="closed")
         if self._read_only:
@@ -225,10 +231,17 @@ class Checkpointer:
             )
         self.wait(timeout_s=self._limits.timeout_s)
         self._log_defaults()
-        captured = saving.prepare(tree, rank=self._group.rank)
+        start = time.monotonic()
+        if self._base is None and self._root.loaded and self._resume_from != "nothing":
+            self._begin()  # arrays that were loaded are linked, now that it is known from where
+        captured = prepare(
+            tree, self._root, self._linkable() if self._trusted else None, self._outline, rank=self._group.rank
+        )
         order = self._order(step, metrics, metadata, overwrite, behind)
+        order = dataclasses.replace(order, reason=reason or order.reason, pins=list(dict.fromkeys(order.pins + pins)))
         pending = PendingSave(step)
         self._hand_over(pending, order, captured)
+        pending.anatomy.captured_s = time.monotonic() - start
         if not behind or self._last_step is None or step > self._last_step:
             self._last_step = step
         self._last_s, self._known = time.monotonic(), True
@@ -244,17 +257,12 @@ class Checkpointer:
         overwrite: bool,
         behind: bool,
     ) -> Order:
-        self.reserve()
-        assert self._lock is not None
-        start = self._resume_from
-        record = self._lock.epoch(None if start is None else self._root.steps.parse(start.info.slot))
-        self._resume_from = None
-        if start is not None or self._parent is None:
-            self._parent = record.resumed_from
+        anew = self._resume_from == "nothing"
+        lock = self._begin()
         try:
-            replaces = self._conflicts(step, overwrite, behind)
+            replaces = self._conflicts(step, overwrite, behind or anew)
         except ConflictError:
-            self._lock.check()  # when another writer took over, that is why
+            lock.check()  # when another writer took over, that is why
             raise
         pin = pin_name(self._save, step)
         return Order(
@@ -262,13 +270,25 @@ class Checkpointer:
             [pin] if pin else [], str(self._keep), self._parent, replaces,
         )  # fmt: skip
 
+    def _begin(self) -> Lock:
+        """Take the lock and the epoch, and learn which step this run goes on from."""
+        self.reserve()
+        assert self._lock is not None
+        start = self._resume_from
+        record = self._lock.epoch(self._root.steps.parse(start.info.slot) if isinstance(start, Checkpoint) else start)
+        self._resume_from = None
+        if start is not None or self._parent is None:
+            self._parent = record.resumed_from
+        return self._lock
+
     def _conflicts(self, step: int, overwrite: bool, behind: bool) -> list[Slot]:
         """Return the generations that this save replaces.
 
         Raises:
             ConflictError: `exists` or `behind`.
         """
-        head, slots = self._root.head(), self._root.slots()
+        assert self._lock is not None
+        head, slots = self._root.head(), self._lock.slots()
         there = [slot for slot in slots if slot.step == step and self._root.is_in_line(slot, head)]
         if there:
             if overwrite:
@@ -288,13 +308,15 @@ class Checkpointer:
         return []
 
     def _hand_over(self, pending: PendingSave, order: Order, captured: Captured) -> None:
-        budget = self._limits.memory_bytes
+        budget, copied = self._limits.memory_bytes, copied_nbytes(captured.held, copy=self._copy)
+        pending.anatomy.nbytes = sum(spec.nbytes for spec in captured.specs.values())
         base = self._linkable()
-        if budget is not None and copied_nbytes(captured.held, copy=self._copy) > budget:
+        if budget is not None and copied > budget:
             # Too much to copy: write from the program's own memory, and return when that is done.
             self._pending = pending
             self._run(pending, order, captured, borrowed(captured.held), base)
             return
+        pending.anatomy.copied_nbytes = copied
         buffers = capture(captured.held, self._arena, copy=self._copy)
         captured = dataclasses.replace(captured, held=[])  # device memory is free again when `save` returns
         # Not a daemon, and started now: a thread that is started while the interpreter exits fails (3.12).
@@ -310,19 +332,33 @@ class Checkpointer:
         assert self._lock is not None
         checkpoint, failure = None, None
         try:
-            written = saving.write(self._root, self._lock, order, captured, buffers, base=base, limits=self._limits)
+            written = saving.write(
+                self._root,
+                self._lock,
+                order,
+                captured,
+                buffers,
+                base=base,
+                limits=self._limits,
+                gate=pending.gate,
+                anatomy=pending.anatomy,
+            )
             self._base, self._parent = written.base, written.slot.name
             checkpoint = Checkpoint(Opened(self._root, written.slot, written.manifest, rank=self._group.rank))
             self._committed(order, written)
         except CheckpointError as error:
             failure = error
+            if error.code == "deleted":  # what unchanged arrays are linked from
+                self._base = None
         except Exception as error:  # noqa: BLE001 handed to whoever waits, with its cause
             failure = SaveFailedError(f"the save of step {order.step} failed: {type(error).__name__}: {error}")
             failure.__cause__ = ExceptionGroup("by process", [error])
         except BaseException:  # Ctrl-C while the caller itself writes: nobody must wait for this save for ever
             pending.finish(None, SaveFailedError(f"the save of step {order.step} was interrupted"))
             raise
-        if failure is not None:
+        if failure is not None and failure.code == "cancelled":
+            _log.info("step %d of %s was not saved, as its save was cancelled", order.step, self._root.url)
+        elif failure is not None:
             _log.error("step %d of %s was not saved: %s", order.step, self._root.url, failure)
         pending.finish(checkpoint, failure)
 
@@ -335,7 +371,7 @@ class Checkpointer:
         if isinstance(self._keep, All):
             return
         try:
-            Catalog(self._root, rank=self._group.rank).prune(self._keep)
+            prune(self._root, self._keep)
         except CheckpointError as error:  # the step is there: a failed deletion must not say otherwise
             _log.warning("step %d is saved, but pruning failed: %s", order.step, error)
 
@@ -349,7 +385,7 @@ class Checkpointer:
             try:
                 manifest = self._root.manifest(slot)
                 if manifest is not None:
-                    self._base = Base(slot, self._root.table(slot, manifest))
+                    self._base = base_of(self._root, slot, manifest)
             except CheckpointError:
                 return None  # a damaged step is no base
         return self._base
@@ -390,12 +426,18 @@ class Checkpointer:
                 code="timeout",
                 transient=True,
             ) from error
+        except SaveFailedError:
+            if not pending.cancelled:
+                raise
         finally:
             if pending.done():
                 self._pending = None
                 if self._thread is not None and self._thread is not threading.current_thread():
                     self._thread.join()
-                self.catalog.refresh()
+                try:
+                    self.catalog._expire()  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+                except CheckpointError as error:  # how the save ended is known: a failed listing must not say otherwise
+                    _log.warning("step %d is over, but %s cannot be listed: %s", pending.step, self._root.url, error)
 
     def close(self) -> None:
         """Wait for the save in flight, give back the lock and the signal handlers; raises as `wait` does."""
@@ -421,42 +463,6 @@ class Checkpointer:
 
     def __repr__(self) -> str:
         return f"<Checkpointer of {self._root.url}, save {self._save}, keep {self._keep}>"
-
-
-def save(
-    where: Where,
-    tree: Any,
-    *,
-    step: int | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    metadata: Mapping[str, Any] | None = None,
-) -> Checkpoint:
-    """Save a tree once and return its checkpoint when it is durable.
-
-    Args:
-        where: the root; made when it is not there.
-        tree: what to save.
-        step: by default one after the latest, 0 for the first.
-        metrics, metadata: as in `Checkpointer.save`.
-    """
-    with Checkpointer(where, save="first", keep="all") as saver:
-        if step is None:
-            latest = saver.catalog.latest()
-            step = 0 if latest is None else latest.step + 1
-        return saver.save(step, tree, metrics=metrics, metadata=metadata).result()
-
-
-def load(where: Where, like: _T = _UNSET, *, step: int | None = None) -> _T:
-    """Load the latest checkpoint, or one step.
-
-    Raises:
-        NotFoundError: there is none.
-    """
-    catalog = open_catalog(where)
-    checkpoint = catalog.latest() if step is None else catalog[step]
-    if checkpoint is None:
-        raise NotFoundError(f"{catalog!r} has no checkpoint yet")
-    return checkpoint.load() if like is _UNSET else checkpoint.load(like=like)
 
 
 def _encoded(name: str, data: Mapping[str, Any] | None) -> Any:

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 from enum import IntEnum
-from typing import Any
+from typing import Any, cast
 
-from milepost.adapters import provider_of
 from milepost.checkpoint import Checkpoint
 from milepost.errors import StructureError
-from milepost.model import keypath
+from milepost.state import fields_of, restore_dict, restore_fields, stored_dict
 
 
 class Level(IntEnum):
@@ -26,39 +25,35 @@ class Level(IntEnum):
 
 def pulled(state: Any, level: Level) -> Any:
     """Return the part of a component's state that a level asks for, as a tree."""
-    if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        return {
-            field.name: getattr(state, field.name)
-            for field in dataclasses.fields(state)
-            if field.metadata.get("level", Level.PROGRESS) <= level
-        }
-    return state
+    if _has_fields(state):
+        return fields_of(state, _asked_for(state, level))
+    return stored_dict(cast("dict[Any, Any]", state)) if isinstance(state, dict) else state
 
 
 def restore(state: Any, view: Checkpoint, level: Level) -> None:
-    """Put a component's saved state into it, in place."""
-    if dataclasses.is_dataclass(state) and not isinstance(state, type):
-        _restore_fields(state, view, level)
+    """Put a component's saved state into it, in place.
+
+    Raises:
+        StructureError: it has other fields now, or lacks what is to be restored in place.
+    """
+    if _has_fields(state):
+        names, saved = _asked_for(state, level), list(view.tree)
+        if set(saved) != set(names):
+            raise StructureError(
+                f"{view!r}: the saved {type(state).__name__} has other fields\n"
+                f"  Saved: {', '.join(saved)}. Here: {', '.join(names)}."
+            )
+        restore_fields(state, view, names)
     elif isinstance(state, dict):
-        saved = view.load(frameworks="saved")
-        state.clear()  # pyright: ignore[reportUnknownMemberType]
-        state.update(saved)  # pyright: ignore[reportUnknownMemberType]
+        restore_dict(cast("dict[Any, Any]", state), view)
     else:
         view.load_into(state)
 
 
-def _restore_fields(state: Any, view: Checkpoint, level: Level) -> None:
-    names = [each.name for each in dataclasses.fields(state) if each.metadata.get("level", Level.PROGRESS) <= level]
-    saved = list(view.tree)
-    if set(saved) != set(names):
-        raise StructureError(
-            f"{view!r}: the saved {type(state).__name__} has other fields\n"
-            f"  Saved: {', '.join(saved)}. Here: {', '.join(names)}."
-        )
-    for name in names:
-        part, value = view.at(keypath.segment(name)), getattr(state, name)
-        if provider_of(value) is not None:
-            part.load_into(value)
-        else:
-            # A frozen dataclass too: the caller holds this very object, so it is this one that is restored.
-            object.__setattr__(state, name, part.load(frameworks="saved"))
+def _has_fields(state: object) -> bool:
+    return dataclasses.is_dataclass(state) and not isinstance(state, type)
+
+
+def _asked_for(state: Any, level: Level) -> list[str]:
+    fields = dataclasses.fields(state)
+    return [field.name for field in fields if field.metadata.get("level", Level.PROGRESS) <= level]

@@ -6,20 +6,21 @@ CheckpointError
 ├── NotFoundError        (LookupError) look elsewhere            not_found, deleted
 ├── ConflictError                      another writer was first  locked, exists, behind, fenced, busy, forked, closed,
 │                                                                read_only
-├── StructureError       (ValueError)  the tree does not fit     structure
+├── StructureError       (ValueError)  the tree does not fit     structure, metadata
 ├── UnsupportedLeafError (TypeError)   cannot be stored          unsupported_leaf
 ├── CorruptionError                    bytes are not as written  corrupt
 ├── FormatError                        not a record of ours      format, newer
 ├── StorageError         (OSError)     the disk or store failed  storage, exhausted, unsupported, denied, timeout
 │   └── CommitUnknownError             ask `catalog.recheck`     commit_unknown
-└── SaveFailedError                    nothing was published     save_failed
+└── SaveFailedError                    nothing was published     save_failed, cancelled
 ```
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,7 +162,7 @@ class CommitUnknownError(StorageError):
 
 
 class SaveFailedError(CheckpointError):
-    """A save was given up and nothing of it is visible; `__cause__` holds the failures, by process."""
+    """A save was given up and nothing of it is visible; `__cause__` holds the failures, by process, if it has any."""
 
     code = "save_failed"
 
@@ -189,3 +190,14 @@ def storage_error(error: OSError, what: str) -> StorageError:
     reason = error.strerror or str(error) or type(error).__name__
     text = message(f"{what}: {reason}", remedy=_REMEDY.get(number or 0, ""))
     return StorageError(text, code=code, transient=number in _TRANSIENT, errno=number)
+
+
+@contextmanager
+def failing(what: str) -> Generator[None]:
+    """Turn a system error into the StorageError that says `what` went wrong."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise storage_error(error, what) from error

@@ -42,6 +42,11 @@ class LeafRef:
         return self.spec.nbytes
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array that `read` returns; () for a value."""
+        return self.spec.shape
+
+    @property
     def dtype(self) -> np.dtype[Any] | None:
         """The dtype of the array that `read` returns (of a key, that of its words); None for a value."""
         array = self._opened.stored.table.arrays.get(self._there)
@@ -114,7 +119,8 @@ class Opened:
         table = self.root.table(self.slot, self.manifest)
         packs = [pack.name for pack in table.packs]
         source = Source(self.root.store, self.slot, packs, self.root.damaged, self.root.concurrency)
-        return Stored(table, source, keypath.ROOT, table.tree, self.rank, self.where)
+        loaded = self.root.loaded.setdefault(self.slot.name, {})
+        return Stored(table, source, keypath.ROOT, table.tree, self.rank, self.where, loaded)
 
     @cached_property
     def notes(self) -> list[Note]:

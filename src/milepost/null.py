@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextvars import ContextVar, Token
 from typing import Any, final
 
 from milepost.component import Level
+
+current: ContextVar[Any] = ContextVar("milepost.session", default=None)
+"""The session of the enclosing `with`, this one too: what is bound within belongs to it."""
 
 
 @final
@@ -16,11 +20,12 @@ class NullSession:
     catalog = None
     level = Level.PROGRESS
     resumed_from = None
-    marks = 0
     stopping = False
 
     def __init__(self) -> None:
         self.progress: dict[str, Any] = {}
+        self.marks = 0
+        self._tokens: list[Token[Any]] = []
 
     def bind(self, name: str, state: Any, *, level: Level | int = Level.ROLLOUT) -> Any:
         return state
@@ -30,9 +35,10 @@ class NullSession:
 
     def mark(self, **progress: Any) -> bool:
         self.progress = dict(progress)
+        self.marks += 1
         return False
 
-    def commit(self) -> None:
+    def commit(self, *, reason: str | None = None) -> None:
         pass
 
     def pending(self, items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -48,10 +54,11 @@ class NullSession:
         return False
 
     def __enter__(self) -> NullSession:
+        self._tokens.append(current.set(self))
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        current.reset(self._tokens.pop())
 
 
 @final
@@ -62,6 +69,9 @@ class _NullItem:
     def __init__(self, labels: Mapping[str, Any]) -> None:
         self.labels = dict(labels)
         self.progress: dict[str, Any] = {}
+
+    def from_row(self, which: Any) -> _NullItem:
+        return self
 
     def __enter__(self) -> _NullItem:
         return self

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, final
 
 from milepost.checkpoint import Checkpoint
 from milepost.errors import CorruptionError
+from milepost.model.format import FileRecord, is_pack_name
 
 _T = TypeVar("_T")
 
@@ -50,14 +51,18 @@ class Pruning:
         return "\n".join([*kept, *dropped])
 
 
-def freed(whole: Sequence[Checkpoint], dropped: Sequence[Checkpoint]) -> dict[int, int]:
-    """Return how many bytes each dropped step frees; a file that several share counts where it goes last."""
-    going = {checkpoint.step for checkpoint in dropped}
-    staying = {name for checkpoint in whole if checkpoint.step not in going for name, _, _ in checkpoint.info.files}
+def freed(files: Mapping[int, Sequence[FileRecord]], going: Container[int]) -> dict[int, int]:
+    """Return how many bytes each step that goes frees; a file that several share counts where it goes last.
+
+    Args:
+        files: step -> its files, of all steps.
+        going: those that go.
+    """
+    gone = sorted((step for step in files if step in going), reverse=True)
+    counted = {file.name for step in files if step not in going for file in files[step]} if gone else set[str]()
     result: dict[int, int] = {}
-    counted = set(staying)
-    for checkpoint in sorted(dropped, key=lambda checkpoint: -checkpoint.step):
-        own = [(name, nbytes) for name, nbytes, _ in checkpoint.info.files if name not in counted or "-" not in name]
-        result[checkpoint.step] = sum(nbytes for _, nbytes in own)
-        counted.update(name for name, _ in own)
+    for step in gone:
+        own = [file for file in files[step] if file.name not in counted or not is_pack_name(file.name)]
+        result[step] = sum(file.nbytes for file in own)
+        counted.update(file.name for file in own)
     return dict(sorted(result.items()))

@@ -10,17 +10,26 @@ from collections.abc import Callable
 from typing import final
 
 from milepost.checkpoint import Checkpoint
-from milepost.errors import ConflictError
+from milepost.engine.anatomy import Anatomy
+from milepost.engine.gate import Gate
+from milepost.errors import ConflictError, SaveFailedError
 
 _log = logging.getLogger("milepost")
 
 
 @final
 class PendingSave:
-    """A save in flight."""
+    """A save in flight.
+
+    Attributes:
+        step: the step.
+        anatomy: where its time and bytes go; what is known so far while it is in flight.
+    """
 
     def __init__(self, step: int) -> None:
         self.step = step
+        self.anatomy = Anatomy()
+        self.gate = Gate(step)
         self._done = threading.Event()
         self._lock = threading.Lock()
         self._checkpoint: Checkpoint | None = None
@@ -38,6 +47,7 @@ class PendingSave:
 
         Raises:
             TimeoutError: it is not over after `timeout_s` seconds; the save goes on.
+            SaveFailedError: `cancelled`, by `cancel`.
             CheckpointError: the save failed.
         """
         if os.getpid() != self.pid:
@@ -49,6 +59,14 @@ class PendingSave:
             raise self._error
         assert self._checkpoint is not None
         return self._checkpoint
+
+    def cancel(self) -> bool:
+        """Give the save up, and return whether that came in time: nothing of the step is ever visible then.
+
+        `result` raises once what was written is removed; nobody else is told, as it is no failure. When it is too late,
+        as the checkpoint is there, is being published, or failed, nothing changes.
+        """
+        return not self.done() and self.gate.cancel()
 
     def add_done_callback(self, fn: Callable[[PendingSave], None]) -> None:
         """Call `fn(self)` when the save is over, on the thread that ended it; at once when it is over already."""
@@ -72,9 +90,16 @@ class PendingSave:
 
     def __repr__(self) -> str:
         state = "being written" if not self.done() else "failed" if self.failed else "committed"
+        if self.cancelled:
+            state = "cancelled"
         return f"<PendingSave of step {self.step}, {state}>"
 
     @property
     def failed(self) -> bool:
-        """Whether it is over and failed."""
+        """Whether it is over and failed, or was cancelled."""
         return self._error is not None
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it is over because it was cancelled."""
+        return isinstance(self._error, SaveFailedError) and self._error.code == "cancelled"

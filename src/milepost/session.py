@@ -11,98 +11,44 @@ workers may share them out.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 import os
 import warnings
 from collections.abc import Iterable, Mapping
-from contextvars import ContextVar, Token
+from contextvars import Token
 from typing import Any, Literal, TypeVar, final
 
 from milepost.catalog import Catalog, open_catalog
 from milepost.checkpoint import Checkpoint
 from milepost.checkpointer import Checkpointer
 from milepost.component import Level, pulled, restore
-from milepost.errors import NotFoundError, StructureError
-from milepost.items import ItemRow, item_row, item_rows, item_where
-from milepost.model import keypath
-from milepost.null import NullSession
+from milepost.errors import StructureError
+from milepost.items import (
+    ItemRow,
+    ItemStart,
+    done_items,
+    item_rows,
+    item_start,
+    item_where,
+    say_begun,
+    say_done,
+    whole_item_row,
+)
+from milepost.line import START, Line, level_of
+from milepost.null import NullSession, current
 from milepost.policy import EveryNSteps, KeepPolicy, Latest, OnSteps, SavePolicy, keep_policy
-from milepost.stores import Hold
+from milepost.policy.reason import FINAL
+from milepost.rows import Which, row_at
 
 _log = logging.getLogger("milepost")
 _T = TypeVar("_T")
-_current: ContextVar[Session | None] = ContextVar("milepost.session", default=None)
-_START = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Bound:
     state: Any
     level: Level
-
-
-@final
-class _Line:
-    """One root's marks: those of the session itself, or of an item."""
-
-    def __init__(
-        self,
-        saver: Checkpointer,
-        row: Checkpoint | None,
-        labels: Mapping[str, Any],
-        level: Level,
-        *,
-        done: bool = False,
-    ) -> None:
-        self.saver, self.row, self.labels, self.level, self.done = saver, row, dict(labels), level, done
-        self.count = 0 if row is None else row.step
-        self.progress: dict[str, Any] = {} if row is None else dict(row.metadata["progress"])
-        self.unclaimed: dict[str, Checkpoint] = {}
-        self.offered = level
-        self.inherited = False
-        self.hold: Hold | None = None
-        self.restored: set[str] = set()
-        self.marked = False
-        self.behind = 0
-
-    def offer(self, row: Checkpoint, *, inherited: bool = False) -> None:
-        """Let the states of a row be claimed by binds, each once; those of another item are not kept if nobody does."""
-        self.hold = row.lease()  # retention waits until all of it is claimed
-        names = dict.fromkeys(path.split("/")[1] for path in row.leaves if path.startswith("state/"))
-        self.unclaimed = {str(keypath.key(name)): row.at(f"state/{name}") for name in names}
-        self.offered, self.inherited = _level_of(row), inherited
-        if not self.unclaimed:
-            self.release()
-
-    def claimed(self, name: str) -> None:
-        """Offer the state under a name no longer: it was restored."""
-        del self.unclaimed[name]
-        self.restored.add(name)
-        if not self.unclaimed:
-            self.release()
-
-    def release(self) -> None:
-        """Let retention have the row that states were offered from."""
-        if self.hold is not None:
-            self.hold.close()
-            self.hold = None
-
-    def close(self, *error: Any) -> None:
-        """End the line; waits for its last save."""
-        self.release()
-        self.saver.__exit__(*error or (None, None, None))
-
-    def commit(self, tree: Mapping[str, Any], *, done: bool = False, overwrite: bool = False) -> None:
-        metadata = {"progress": self.progress, "done": done, "labels": self.labels, "level": int(self.level)}
-        self.saver.save(self.count, {"state": dict(tree)}, metadata=metadata, overwrite=overwrite)
-        self.behind, self.done = 0, done
-
-
-def _level_of(row: Checkpoint) -> Level:
-    """Return the level at which a row was saved, which may not be the one of this session."""
-    return Level(row.metadata["level"])
 
 
 @final
@@ -114,7 +60,9 @@ class Session:
         save: when a mark is saved, counted in marks; default every one.
         keep: which rows stay; default the latest alone.
         level: how much component state is saved and asked for.
-        resume: the row to go on from: `latest`, a checkpoint (later rows are then superseded), or None for a new root.
+        resume: the row to go on from, where later ones are then superseded: `latest`; its place as in a list (-2 is
+            the one before the newest); some of what its mark said (`{"lead": 6}`); or the row, `catalog[step]`. None
+            insists on a new root.
         on_exit: what the end of the `with` does with marks that no row has yet. `commit` saves them when the block
             ends well; after an exception the components may be past the last mark, so they are dropped and the log
             says so. `drop` never saves at the end.
@@ -122,7 +70,9 @@ class Session:
             identity is refused, with the difference.
 
     Raises:
-        StructureError: the root belongs to another identity.
+        StructureError: the root belongs to another identity, or has rows although `resume` is None.
+        NotFoundError: there is no such row.
+        CorruptionError: it is damaged.
     """
 
     def __init__(
@@ -132,7 +82,7 @@ class Session:
         save: SavePolicy | str | None = None,
         keep: KeepPolicy | str | None = None,
         level: Level | int = Level.ROLLOUT,
-        resume: Literal["latest"] | Checkpoint | None = "latest",
+        resume: Literal["latest"] | Which | None = "latest",
         on_exit: Literal["commit", "drop"] = "commit",
         identity: Mapping[str, Any] | None = None,
     ) -> None:
@@ -144,20 +94,26 @@ class Session:
         self._keep: KeepPolicy | str = Latest(1) if keep is None else keep
         self._bound: dict[str, _Bound] = {}
         self._order: list[dict[str, Any]] = []
-        saver = self._saver(self._where, self._keep, resume if isinstance(resume, Checkpoint) else None)
-        row = resume if isinstance(resume, Checkpoint) else saver.catalog.latest()
+        self._main = self._line = self._resumed(resume)
+        self._tokens: list[Token[Any]] = []
+        self._inherits = True
+        self._damaged = False
+
+    def _resumed(self, resume: Literal["latest"] | Which | None) -> Line:
+        row = None if resume is None or resume == "latest" else row_at(open_catalog(self._where), resume)
+        saver = self._saver(self._where, self._keep, row)
+        row = saver.catalog.latest() if row is None else row
         if resume is None and row is not None:
             raise StructureError(
                 f"{self._where} has rows already, and resume=None starts anew\n"
                 "  Give a root of its own, or resume='latest'."
             )
-        self._main = self._line = _Line(saver, row, {}, self.level)
+        line = Line(saver, row, {}, self.level)
         if row is not None and self.level > Level.PROGRESS:
-            self._main.offer(row)
-        self._tokens: list[Token[Session | None]] = []
-        self._inherits = True
+            line.offer(row)
+        return line
 
-    def _saver(self, where: str, keep: Any, start: Checkpoint | None) -> Checkpointer:
+    def _saver(self, where: str, keep: Any, start: Checkpoint | Literal["nothing"] | None) -> Checkpointer:
         return Checkpointer(where, save=self._save, keep=keep, metadata=self._identity, resume_from=start)
 
     # --- what it is
@@ -215,8 +171,8 @@ class Session:
         except BaseException:
             del self._bound[name]  # what was saved under this name is still offered, and not lost
             raise
-        if self._line is not self._main and self._line.count == _START:
-            self._line.commit(self._tree(), overwrite=True)  # the item begins with this component too
+        if self._line is not self._main and self._line.count == START:
+            self._line.commit(self._tree(), overwrite=True, reason="begins")  # the item begins with this component too
         return state
 
     def restored(self, name: str) -> bool:
@@ -241,10 +197,7 @@ class Session:
         """Pull the components' states as far as the level asks for them."""
         level = self._line.level
         tree = {name: pulled(bound.state, level) for name, bound in self._bound.items() if bound.level <= level}
-        if not self._line.inherited:
-            for name, view in self._line.unclaimed.items():  # saved, and not bound again: not lost
-                tree.setdefault(name, view.load(frameworks="saved"))
-        return tree if level > Level.PROGRESS else {}
+        return {**self._line.left_over(), **tree} if level > Level.PROGRESS else {}
 
     # --- marks
 
@@ -265,21 +218,21 @@ class Session:
             raise StructureError(
                 f"the item {line.labels} is done\n  Look at `item.done` before its work is done again."
             )
-        line.marked = True
-        line.count += 1
-        line.behind += 1
-        line.progress = copy.deepcopy(progress)  # the row that says it may be saved later
-        if line.saver.due(line.count) is None:
+        if not line.mark(progress):
             return False
         # An item that would start again from its beginning needs no state from its middle.
         needed = line is self._main or line.level != Level.ITEM
         line.commit(self._tree() if needed else {})
         return True
 
-    def commit(self) -> None:
-        """Save the last mark now, if no row has it yet, and wait until it is durable."""
+    def commit(self, *, reason: str | None = None) -> None:
+        """Save the last mark now, if no row has it yet, and wait until it is durable.
+
+        Args:
+            reason: stored with the row, such as `policy.EMERGENCY`.
+        """
         if self._line.behind:
-            self._line.commit(self._tree())
+            self._line.commit(self._tree(), reason=reason)
         self._line.saver.wait()
 
     @property
@@ -296,19 +249,29 @@ class Session:
     def pending(self, items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return the labels of the items that are not done, in their order; a worker may take any part of them."""
         self._order = [dict(labels) for labels in items]
-        return [labels for labels in self._order if not self._row_of(labels).done]
+        known, roots = done_items(self._where), [self._root_of(labels) for labels in self._order]
+        left: list[dict[str, Any]] = []
+        self._damaged = False
+        for i, labels in enumerate(self._order):
+            if roots[i] in known and (i + 1 == len(roots) or roots[i + 1] in known):
+                continue  # the end of the others may be where the next one begins, and is looked at
+            row = self._row_of(labels)
+            self._damaged = self._damaged or row.damaged
+            if not row.done:
+                left.append(labels)
+        return left
 
     def items(self) -> list[ItemRow]:
         """Return all items that were begun, by their labels."""
         return item_rows(self._where)
 
     def _row_of(self, labels: Mapping[str, Any]) -> ItemRow:
-        return item_row(self._root_of(labels)) or ItemRow(dict(labels), False, 0, {})
+        return whole_item_row(self._root_of(labels)) or ItemRow(dict(labels), False, 0, {})
 
     def _root_of(self, labels: Mapping[str, Any]) -> str:
         return item_where(self._where, labels)
 
-    def _enter_item(self, labels: Mapping[str, Any]) -> _Line:
+    def _enter_item(self, labels: Mapping[str, Any], which: Which | None) -> Line:
         if self._line is not self._main:
             raise StructureError(
                 f"{dict(labels)} is entered within the item {self._line.labels}\n  Leave that one first."
@@ -318,19 +281,21 @@ class Session:
         # Held while the rows are read: what another worker is at, or has just finished, is not begun again.
         with Checkpointer(where, save="first", keep="all", metadata=self._identity) as holder:
             holder.reserve()
-            return self._entered(where, labels)
+            return self._entered(where, labels, item_start(where, labels, which))
 
-    def _entered(self, where: str, labels: Mapping[str, Any]) -> _Line:
-        row, done = self._start_of(where, labels)
+    def _entered(self, where: str, labels: Mapping[str, Any], start: ItemStart) -> Line:
+        row = start.row
         # An item that was saved half-way with its whole state goes on so: its first row may be gone.
-        level = self.level if row is None or row.step == _START else max(self.level, _level_of(row))
+        level = self.level if row is None or row.step == START else max(self.level, level_of(row))
         # Below ROLLOUT an interrupted item starts again from its first row, which therefore stays.
         keep: Any = keep_policy(self._keep)
-        keep = keep if level == Level.ROLLOUT else keep | OnSteps([_START])
-        line = self._line = _Line(self._saver(where, keep, None if done else row), row, labels, level, done=done)
+        keep = keep if level == Level.ROLLOUT else keep | OnSteps([START])
+        saver = self._saver(where, keep, None if start.done else "nothing" if start.anew else row)
+        line = self._line = Line(saver, row, labels, level, done=start.done)
         try:
-            if not done:
+            if not start.done:
                 line.saver.reserve()
+                say_begun(self._where, where)
                 self._begin(line)
         except BaseException:
             self._line = self._main
@@ -338,48 +303,30 @@ class Session:
             raise
         return line
 
-    def _begin(self, line: _Line) -> None:
+    def _begin(self, line: Line) -> None:
         """Give the bound components the state with which an item begins or goes on."""
         if line.row is not None and line.level > Level.PROGRESS:
             line.offer(line.row)
-        elif self._inherits and (before := self._before(line.labels)) is not None:
+        elif (self._inherits or self._damaged) and (before := self._before(line.labels)) is not None:
             line.offer(before, inherited=True)
         self._inherits = False
         for name in list(self._bound):
             self._restore(name)
         if line.row is None:
-            line.commit(self._tree())
+            line.commit(self._tree(), reason="begins")
 
     def _hear(self) -> None:
         """Learn of signals that came since the last mark: each item has its own Checkpointer, which hears its own."""
         self._main.saver.due(self._main.count)
 
-    def _start_of(self, where: str, labels: Mapping[str, Any]) -> tuple[Checkpoint | None, bool]:
-        """Return the row that an item goes on from, and whether it is done."""
-        try:
-            catalog = open_catalog(where)
-        except NotFoundError:
-            return None, False
-        latest = catalog.latest()
-        if latest is None:
-            return None, False
-        if latest.metadata["labels"] != dict(labels):
-            raise StructureError(
-                f"{where} belongs to the item {latest.metadata['labels']}, not {dict(labels)}\n"
-                "  Give each label one type: 3 and '3' have the same folder."
-            )
-        if latest.metadata["done"]:
-            return latest, True
-        return (latest if _level_of(latest) == Level.ROLLOUT else catalog.get(_START, latest)), False
-
     def _before(self, labels: Mapping[str, Any]) -> Checkpoint | None:
         """Return the last row of the finished item before this one, from where one worker's components go on."""
         if self.level == Level.PROGRESS or dict(labels) not in self._order:
-            return None
+            return None  # with damage, later items may be done: then each begins as the one before it ended
         for earlier in reversed(self._order[: self._order.index(dict(labels))]):
-            row, done = self._start_of(self._root_of(earlier), earlier)
-            if done:
-                return row
+            start = item_start(self._root_of(earlier), earlier)
+            if start.done:
+                return start.row
         return None
 
     def _leave_item(self, *, done: bool) -> bool:
@@ -390,23 +337,25 @@ class Session:
         try:
             if done:
                 line.count += 1
-                line.commit(self._tree(), done=True)
+                line.commit(self._tree(), done=True, reason=FINAL)
         finally:
             self._line = self._main
             line.close()
+        if done:
+            say_done(self._where, self._root_of(line.labels))
         return done or line.done
 
     # --- context
 
     def __enter__(self) -> Session:
-        self._tokens.append(_current.set(self))
+        self._tokens.append(current.set(self))
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        _current.reset(self._tokens.pop())
+        current.reset(self._tokens.pop())
         try:
             if self._main.behind and self._on_exit == "commit" and error is None:
-                self._main.commit(self._tree())
+                self._main.commit(self._tree(), reason=FINAL)
             elif self._main.behind:
                 _log.warning("%s: the last %d marks are in no row", self._where, self._main.behind)
         finally:
@@ -420,7 +369,8 @@ class Item:
     def __init__(self, session: Session, labels: Mapping[str, Any]) -> None:
         self._session = session
         self.labels = dict(labels)
-        self._line: _Line | None = None
+        self._line: Line | None = None
+        self._which: Which | None = None
         self.done = session._row_of(labels).done  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
     @property
@@ -433,8 +383,17 @@ class Item:
         """The row that was resumed, None for a fresh start."""
         return None if self._line is None else self._line.row
 
+    def from_row(self, which: Which) -> Item:
+        """Return the item, to be entered at one of its rows; it is done anew from there, and later rows are superseded.
+
+        Args:
+            which: as `resume` of a session; `session.item(...).from_row(0)` is the item's beginning.
+        """
+        self._which = which
+        return self
+
     def __enter__(self) -> Item:
-        self._line = self._session._enter_item(self.labels)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        self._line = self._session._enter_item(self.labels, self._which)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         self.done = self._line.done
         return self
 
@@ -444,5 +403,5 @@ class Item:
 
 def bind(name: str, state: _T, *, level: Level | int = Level.ROLLOUT) -> _T:
     """Bind a component's state to the session of the enclosing `with`; without one, return it as it is."""
-    session = _current.get()
+    session = current.get()
     return state if session is None else session.bind(name, state, level=level)

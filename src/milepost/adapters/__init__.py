@@ -12,15 +12,19 @@ import sys
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol, cast, final
+from typing import Any, Literal, Protocol, cast, final
 
 import numpy as np
 
 from milepost.errors import StructureError, UnsupportedLeafError
 from milepost.model.leaf import Box, LeafSpec
 from milepost.model.tree import StateProvider
+from milepost.stores.direct import SMALL, copy_bytes
 
 Array = np.ndarray[Any, Any]
+
+
+Nature = Literal["abstract", "constant", "variable"]
 
 
 class Read(Protocol):
@@ -68,6 +72,10 @@ class Adapter(Protocol):
         """Return a key that is equal for arrays over the same memory; None where sharing means nothing."""
         ...
 
+    def likeness(self, array: Any) -> Hashable | None:
+        """Return a key; arrays of equal keys have equal specs and boxes. None: this one must be looked at."""
+        ...
+
     def pieces(self, array: Any) -> Sequence[Piece]:
         """Return the parts of the array that this process holds."""
         ...
@@ -93,15 +101,15 @@ class Adapter(Protocol):
         ...
 
     def fill(self, target: Any, spec: LeafSpec, read: Read) -> None:
-        """Read into an existing array, one that is `fillable`."""
+        """Read into an existing array, one that is `variable`."""
         ...
 
-    def fillable(self, array: Any) -> bool:
-        """Return whether an array's memory is there and may change."""
+    def memory(self, target: Any) -> Array | None:
+        """Return the memory that `fill` reads into, C-contiguous; None where it goes another way."""
         ...
 
-    def abstract(self, value: Any) -> bool:
-        """Return whether the value has a spec but no data (`ShapeDtypeStruct`, meta tensors)."""
+    def nature(self, value: Any) -> Nature:
+        """Return whether the value has a spec but no data (`ShapeDtypeStruct`, meta tensors), and may change."""
         ...
 
 
@@ -111,11 +119,21 @@ def array_bytes(array: Array, out: memoryview | None) -> memoryview:
         array = array.astype(array.dtype.newbyteorder("<"))
     if out is None:
         return flat_bytes(np.ascontiguousarray(array).reshape(array.shape))
-    if array.nbytes:
+    if array.nbytes < SMALL and array.dtype.names is None:
+        out[:] = array.tobytes()
+    elif array.nbytes:
         # Structured dtypes would be copied field by field, which leaves out their padding.
         dtype: Any = f"V{array.itemsize}" if array.dtype.names is not None else array.dtype
         target = np.frombuffer(out, dtype).reshape(array.shape)
         np.copyto(target, array.view(dtype) if array.dtype.names is not None else array, casting="no")
+    return out
+
+
+def copied(data: memoryview, out: memoryview | None) -> memoryview:
+    """Return bytes, in `out` when given."""
+    if out is None:
+        return data
+    copy_bytes(data, out)
     return out
 
 
@@ -151,8 +169,10 @@ def adapter_of(value: Any) -> Adapter | None:
         return _by_type[kind]
     except KeyError:
         pass
-    loaded = (adapter_named(name) for name in _FRAMEWORKS)
-    found = next((adapter for adapter in loaded if adapter is not None and adapter.owns(value)), None)
+    found: Adapter | None = getattr(kind, "__milepost_adapter__", None)  # a type may bring its own
+    if found is None:
+        loaded = (adapter_named(name) for name in _FRAMEWORKS)
+        found = next((adapter for adapter in loaded if adapter is not None and adapter.owns(value)), None)
     if len(_by_type) > _MAX_TYPES:
         _by_type.clear()
     _by_type[kind] = found
@@ -178,6 +198,15 @@ def provider_of(value: Any) -> StateProvider | None:
         _provider_by_type.clear()
     _provider_by_type[kind] = found = next((provider for provider in _providers if provider.owns(value)), None)
     return found
+
+
+def is_stateful(value: Any) -> bool:
+    """Return whether an object owns state that is saved and restored as a whole.
+
+    Modules, optimizers, schedulers, loaders, random generators, and anything of the user's with `state_dict()` and
+    `load_state_dict()`, or `get_state()` and `set_state()`. Arrays, values and containers of them own none.
+    """
+    return provider_of(value) is not None
 
 
 @final

@@ -12,7 +12,7 @@ from typing import Any, final
 import jax as jax_module
 import numpy as np
 
-from milepost.adapters import Array, Piece, Read, array_bytes
+from milepost.adapters import Array, Nature, Piece, Read, array_bytes, copied
 from milepost.errors import StructureError, UnsupportedLeafError, message
 from milepost.model.leaf import KEY_WORDS, Box, LeafSpec, array_spec, data_spec, dtype_info, dtype_name
 
@@ -67,6 +67,11 @@ class JaxAdapter:
     def identity(self, array: Any) -> Hashable | None:
         return id(array)
 
+    def likeness(self, array: Any) -> Hashable | None:
+        if isinstance(array, jax.core.Tracer | jax.ShapeDtypeStruct) or array.is_deleted():
+            return None
+        return (array.dtype, array.shape, array.sharding)
+
     def pieces(self, array: Any) -> Sequence[Piece]:
         if array.is_deleted():
             raise UnsupportedLeafError(
@@ -86,7 +91,13 @@ class JaxAdapter:
                 piece.handle.copy_to_host_async()
 
     def capture(self, piece: Piece, out: memoryview | None) -> memoryview:
-        return array_bytes(np.asarray(piece.handle), out)
+        # The buffer protocol takes 2 us where `numpy.asarray` takes 12 (jax 0.10, 2026-11); it is there on CPU, for the
+        # dtypes of C.
+        try:
+            data = memoryview(piece.handle).cast("B")
+        except (BufferError, TypeError, ValueError, NotImplementedError):
+            return array_bytes(np.asarray(piece.handle), out)
+        return copied(data, out)
 
     def place(self, like: Any, spec: LeafSpec, read: Read) -> Any:
         self.check_like(like, spec)
@@ -142,11 +153,11 @@ class JaxAdapter:
     def fill(self, target: Any, spec: LeafSpec, read: Read) -> None:
         raise AssertionError("arrays of JAX never change")
 
-    def fillable(self, array: Any) -> bool:
-        return False
+    def memory(self, target: Any) -> Array | None:
+        return None
 
-    def abstract(self, value: Any) -> bool:
-        return isinstance(value, jax.ShapeDtypeStruct)
+    def nature(self, value: Any) -> Nature:
+        return "abstract" if isinstance(value, jax.ShapeDtypeStruct) else "constant"
 
 
 def _sharding(like: Any) -> Any:

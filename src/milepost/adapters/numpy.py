@@ -8,7 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
-from milepost.adapters import Array, Piece, Read, array_bytes, register_provider, state_error
+from milepost.adapters import Array, Nature, Piece, Read, array_bytes, register_provider, state_error
 from milepost.errors import UnsupportedLeafError
 from milepost.model.leaf import Box, LeafSpec, array_spec, dtype_name
 
@@ -40,6 +40,9 @@ class NumpyAdapter:
             return None
         return array.__array_interface__["data"][0], array.shape, array.strides, array.dtype
 
+    def likeness(self, array: Array) -> Hashable | None:
+        return (array.dtype, array.shape) if type(array) in _PLAIN else None
+
     def pieces(self, array: Array) -> Sequence[Piece]:
         return [Piece(Box.whole(array.shape), array)]
 
@@ -61,11 +64,11 @@ class NumpyAdapter:
         else:
             target[...] = read(Box.whole(spec.shape))
 
-    def fillable(self, array: Array) -> bool:
-        return array.flags.writeable
+    def memory(self, target: Array) -> Array | None:
+        return target if target.flags.c_contiguous else None
 
-    def abstract(self, value: Any) -> bool:
-        return False
+    def nature(self, value: Any) -> Nature:
+        return "variable" if value.flags.writeable else "constant"
 
 
 ADAPTER = NumpyAdapter()

@@ -13,7 +13,7 @@ from typing import Any, cast, final
 import numpy as np
 import torch
 
-from milepost.adapters import Array, Piece, Read, flat_bytes, register_provider
+from milepost.adapters import Array, Nature, Piece, Read, flat_bytes, register_provider
 from milepost.errors import StructureError, UnsupportedLeafError
 from milepost.model.leaf import Box, LeafSpec, array_spec, dtype_info
 
@@ -95,6 +95,11 @@ class TorchAdapter:
         bits = array.is_conj(), array.is_neg()
         return address, array.storage_offset(), array.shape, array.stride(), array.dtype, array.device, bits
 
+    def likeness(self, array: torch.Tensor) -> Hashable | None:
+        if type(array) not in _TYPES or array.is_nested or _address(array) is None:
+            return None
+        return array.dtype, array.shape, array.layout, array.device
+
     def pieces(self, array: torch.Tensor) -> Sequence[Piece]:
         return [Piece(Box.whole(tuple(array.shape)), array)]
 
@@ -131,20 +136,22 @@ class TorchAdapter:
 
     def fill(self, target: torch.Tensor, spec: LeafSpec, read: Read) -> None:
         plain = target.detach()
-        if plain.is_conj() or plain.is_neg():
+        if (memory := self.memory(plain)) is not None:
+            read(Box.whole(spec.shape), memory)
+        elif plain.is_conj() or plain.is_neg():
             plain.copy_(_tensor(read(Box.whole(spec.shape)), _DTYPES[spec.dtype]))
-            return
-        memory = _movable(plain)
-        if plain.device.type == "cpu" and plain.is_contiguous():
-            read(Box.whole(spec.shape), memory.numpy().view(dtype_info(spec.dtype).numpy).reshape(spec.shape))
         else:
-            memory.copy_(_movable(_tensor(read(Box.whole(spec.shape)), _DTYPES[spec.dtype])))
+            _movable(plain).copy_(_movable(_tensor(read(Box.whole(spec.shape)), _DTYPES[spec.dtype])))
 
-    def fillable(self, array: torch.Tensor) -> bool:
-        return not array.is_meta
+    def memory(self, target: torch.Tensor) -> Array | None:
+        plain = target.detach()
+        if plain.is_conj() or plain.is_neg() or plain.device.type != "cpu" or not plain.is_contiguous():
+            return None
+        dtype = dtype_info(_NAMES[plain.dtype]).numpy
+        return _movable(plain).numpy().view(dtype).reshape(tuple(plain.shape))
 
-    def abstract(self, value: Any) -> bool:
-        return value.is_meta
+    def nature(self, value: Any) -> Nature:
+        return "abstract" if value.is_meta else "variable"
 
 
 def _tensor(data: Array, dtype: torch.dtype) -> torch.Tensor:

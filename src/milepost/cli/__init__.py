@@ -11,11 +11,14 @@ from typing import Any, final
 import click
 
 import milepost
+from milepost.cli.bench import bench
+from milepost.cli.bring import import_
 from milepost.cli.change import pin, prune, unpin
 from milepost.cli.check import verify
 from milepost.cli.compare import diff
 from milepost.cli.doctor import doctor
 from milepost.cli.exits import FAILED, INTERRUPTED, complain, exit_code, system_text
+from milepost.cli.export import export
 from milepost.cli.follow import watch
 from milepost.cli.look import ls
 from milepost.cli.options import debug_option, debugging
@@ -119,5 +122,5 @@ def main(ctx: click.Context) -> None:
     _show_log(ctx)
 
 
-for _verb in (ls, tree, diff, verify, prune, pin, unpin, watch, doctor, demo):
+for _verb in (ls, tree, diff, verify, prune, pin, unpin, watch, import_, export, doctor, bench, demo):
     main.add_command(_verb)

@@ -18,13 +18,14 @@ from milepost.cli.exits import DAMAGED, FAILED, NO_STORE_CODE, OK
 from milepost.cli.look import writer_json
 from milepost.cli.options import json_option
 from milepost.cli.output import cell, counted, emit, say
-from milepost.cli.probe import Check, disk_checks
+from milepost.cli.probe import Check, disk_checks, nearest_folder
 from milepost.cli.state import position_paths, random_paths
 from milepost.cli.target import Place, Target, TargetType, open_target
 from milepost.engine.epochs import Writer, writer_of
 from milepost.errors import CorruptionError, NotFoundError, folded
 from milepost.model.format import FORMAT
-from milepost.stores import TEMPORARY, TRASH, open_store
+from milepost.stores import open_store
+from milepost.stores.keys import TEMPORARY, TRASH
 from milepost.table import age
 
 _FRAMEWORKS = ("jax", "torch")
@@ -106,9 +107,7 @@ def _disk(target: Target, latest: Checkpoint | None) -> Iterator[Check]:
     if not isinstance(path, Path):
         yield Check("disk", "note", "not on a disk of this machine", "Nothing to try out.")
         return
-    folder = path.absolute()
-    while not folder.is_dir():
-        folder = folder.parent
+    folder = nearest_folder(path)
     if folder != path.absolute():
         yield Check("folder", "note", f"not there yet: the disk of {folder} is tried out")
     yield from disk_checks(folder, 0 if latest is None else latest.nbytes)

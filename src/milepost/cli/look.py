@@ -30,7 +30,7 @@ _LOOKS: Mapping[str, Mapping[str, Any]] = {
 @metric_option
 @json_option
 def ls(target: Target, metric: str | None, as_json: bool) -> None:
-    """List the steps of a store: age, size, metrics, and why each is kept.
+    """List the steps of a store: age, size, metrics, why each was saved, and why it is kept.
 
     NEW is what the step itself wrote; the rest of it are links to earlier files. Of a session, also its work items.
     """
@@ -105,13 +105,13 @@ def _headline(place: Place, found: Sequence[Row], checkpoints: Sequence[Checkpoi
 def _table(found: Sequence[Row]) -> list[str]:
     metrics = [flat_metrics(row.metrics) for row in found]
     names = list(dict.fromkeys(name for each in metrics for name in each))
-    head = ["STEP", "AGE", "SIZE", "NEW", *names[:_METRICS], "KEPT BECAUSE"]
+    head = ["STEP", "AGE", "SIZE", "NEW", *names[:_METRICS], "SAVED BECAUSE", "KEPT BECAUSE"]
     body = [_cells(row, each, names[:_METRICS]) for row, each in zip(found, metrics, strict=True)]
 
     def looks(line: int) -> Mapping[str, Any]:
         return {"bold": True} if not line else _LOOKS.get(found[line - 1].state, {})
 
-    lines = columns([head, *body], right=range(len(head) - 1), style=looks, indent=" ")
+    lines = columns([head, *body], right=range(len(head) - 2), style=looks, indent=" ")
     if names[_METRICS:]:
         lines.append(f" {count(len(names) - _METRICS)} more metrics: --json")
     return lines
@@ -120,12 +120,13 @@ def _table(found: Sequence[Row]) -> list[str]:
 def _cells(row: Row, metrics: Mapping[str, float], names: Sequence[str]) -> list[str]:
     if row.created is None:
         state = "DAMAGED – `milepost verify` says where" if row.state == "damaged" else "incomplete – ignored by resume"
-        return [str(row.step), NONE, NONE, NONE, *[NONE] * len(names), state]
+        return [str(row.step), NONE, NONE, NONE, *[NONE] * len(names), NONE, state]
     why = row.kept_because or NONE
     if row.state == "superseded":
         why = f"superseded · {row.kept_because}" if row.kept_because else "superseded"
     values = (number(metrics[name]) if name in metrics else NONE for name in names)
-    return [str(row.step), age(row.created), size(row.nbytes), size(row.new_nbytes), *values, why]
+    sizes = (size(row.nbytes), size(row.new_nbytes))
+    return [str(row.step), age(row.created), *sizes, *values, row.saved_because or NONE, why]
 
 
 def _print_json(

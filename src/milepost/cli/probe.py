@@ -113,6 +113,14 @@ def _file_system(folder: Path) -> Check:
     return Check("file system", "ok", kind)
 
 
+def nearest_folder(path: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    folder = path.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    return folder
+
+
 def file_system_of(folder: Path) -> str | None:
     """Return the type of the file system of a folder, None where the system does not say."""
     try:

@@ -41,11 +41,15 @@ class Arena:
         Raises:
             StorageError: `exhausted`, there is not enough memory.
         """
-        offsets = [0]
+        offsets: list[int] = []
+        end = 0
         for size in sizes:
-            offsets.append(offsets[-1] + -(-size // 64) * 64)
-        memory = self._at_least(offsets[-1])
-        return [memory[offset : offset + size] for offset, size in zip(offsets, sizes, strict=False)]
+            # What lies at a multiple of the page size in the pack too is written from here, without another copy.
+            step = ALIGNMENT if size and not size % ALIGNMENT else 64
+            offsets.append(start := -(-end // step) * step)
+            end = start + size
+        memory = self._at_least(end)
+        return [memory[offset : offset + size] for offset, size in zip(offsets, sizes, strict=True)]
 
     def _at_least(self, nbytes: int) -> memoryview:
         if self._memory is None or len(self._memory) < nbytes:

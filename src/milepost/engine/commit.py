@@ -12,14 +12,15 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from bisect import insort
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import final
-from weakref import WeakValueDictionary
+from typing import Any, Literal, final
+from weakref import WeakValueDictionary, finalize
 
-from milepost.engine import epochs
+from milepost.engine import epochs, noted
 from milepost.engine.epochs import Head
 from milepost.engine.root import Root, patiently
 from milepost.errors import CommitUnknownError, ConflictError, CorruptionError, NotFoundError, StorageError
@@ -43,6 +44,9 @@ class _Writing:
         users: how many `Lock`s are open.
         hold: the store's lock, while there are any.
         record: the epoch.
+        slots: those that are there, in their order, once listed; kept as long as a lock keeps other writers away.
+        known: slot's name -> what retention has read of its checkpoint.
+        noted: the number of the last note that `known` has heard of.
     """
 
     guard: threading.RLock = field(default_factory=threading.RLock)
@@ -50,6 +54,9 @@ class _Writing:
     users: int = 0
     hold: Hold | None = None
     record: WriterRecord | None = None
+    slots: list[Slot] | None = None
+    known: dict[str, Any] = field(default_factory=dict[str, Any])
+    noted: int | None = None
 
 
 # By place: handles of one process on one root share the lock and the epoch, however they spell the path.
@@ -100,7 +107,9 @@ class Lock:
         self._mine = _shared(root.store)
         with self._mine.guard:
             if self._mine.hold is None:
-                self._mine.hold = self._acquired()
+                self._mine.hold = hold = self._acquired()
+                # Handles that are dropped without `close` give it back, or this process would lock itself out.
+                finalize(self._mine, hold.close).atexit = False
             self._mine.users += 1
 
     def _acquired(self) -> Hold:
@@ -110,8 +119,11 @@ class Lock:
         except ConflictError as error:
             raise epochs.locked(store) from error
 
-    def epoch(self, resume_from: Slot | None = None) -> WriterRecord:
+    def epoch(self, resume_from: Slot | Literal["nothing"] | None = None) -> WriterRecord:
         """Return this process's epoch, taken now if it has none; a new one when it goes on from another slot.
+
+        Args:
+            resume_from: the slot; `nothing` leaves all that is there behind, whole or damaged.
 
         Raises:
             ConflictError: `forked`, this is a child of the process that took it; `fenced`, another writer is newer.
@@ -124,12 +136,55 @@ class Lock:
         with self.writing():  # not while a save of the epoch before is on its way
             return self._epoch(resume_from)
 
-    def _epoch(self, resume_from: Slot | None) -> WriterRecord:
+    def _epoch(self, resume_from: Slot | Literal["nothing"] | None) -> WriterRecord:
         with self._mine.guard:
             if self._mine.record is None or resume_from is not None:
                 self._mine.record = self._take(resume_from)
                 self._sweep()
+                self._mine.slots = None  # what was swept is gone
             return self._mine.record
+
+    def slots(self) -> list[Slot]:
+        """Return all slots, committed or not, by step and generation.
+
+        With a lock they are listed once, since nobody else makes any. What was deleted by hand is found out by whoever
+        looks for its manifest. Cost: one listing, or none.
+        """
+        with self._mine.guard:
+            known = self._mine.slots
+            if known is None:
+                known = self._root.slots()
+                if self._is_alone():
+                    self._mine.slots = known
+            return list(known)
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What retention remembers of each slot, while it holds `guard`; gone with the slot, and with the lock.
+
+        It is true where there are no locks, too: no two writers use one name for a slot.
+        """
+        return self._mine.known
+
+    @property
+    def guard(self) -> threading.RLock:
+        """Held by whoever changes what all handles of this process share."""
+        return self._mine.guard
+
+    def noted(self) -> list[str] | None:
+        """Return the slots that have got a note since this was last asked, None when it may be any."""
+        mine = self._mine
+        if mine.noted is None:
+            mine.noted = noted.last(self._root.store)
+            return None
+        mine.noted, names = noted.after(self._root.store, mine.noted)
+        return names
+
+    def _forget(self, slot: Slot) -> None:
+        self._mine.known.pop(slot.name, None)
+        with self._mine.guard:
+            if self._mine.slots is not None:
+                self._mine.slots = [other for other in self._mine.slots if other != slot]
 
     def check(self) -> None:
         """Raise ConflictError `fenced` when this process has an epoch, and another writer a newer one."""
@@ -145,7 +200,7 @@ class Lock:
                 code="forked",
             )
 
-    def _take(self, resume_from: Slot | None) -> WriterRecord:
+    def _take(self, resume_from: Slot | Literal["nothing"] | None) -> WriterRecord:
         """Take the next epoch, and declare where the line goes on.
 
         Without a lock another writer may be at work. Then a first record only keeps it from acknowledging anything
@@ -153,7 +208,7 @@ class Lock:
         can say where to go on. With a lock, the second is enough.
         """
         root = self._root
-        if resume_from is not None and not root.committed(resume_from):
+        if isinstance(resume_from, Slot) and not root.committed(resume_from):
             raise NotFoundError(f"{root.url} has no {resume_from.name} any more to go on from", code="deleted")
         while True:
             head = root.head()
@@ -172,11 +227,12 @@ class Lock:
         assert self._mine.hold is not None
         return self._mine.hold.supported
 
-    def _declared(self, head: Head, resume_from: Slot | None) -> Head:
+    def _declared(self, head: Head, resume_from: Slot | Literal["nothing"] | None) -> Head:
         """Return the head of this writer's line: the slot to go on from, and what is left behind."""
         root = self._root
         slots = root.slots()
         start = self._end_of_line(slots, head) if resume_from is None else resume_from
+        start = None if start == "nothing" else start
         # Of what is not committed nothing is said: it is swept, and its name goes to the next save of that step.
         order = (start.step, start.generation) if start is not None else (-1, 0)
         past = [slot for slot in slots if (slot.step, slot.generation) > order or slot.name in head.superseded]
@@ -231,16 +287,21 @@ class Lock:
         record = self._mine.record
         assert record is not None
         old = [slot for name in record.superseded if (slot := self._root.steps.parse(name)) is not None]
-        taken = [slot.generation for slot in [*self._root.slots(), *old] if slot.step == step]
+        taken = [slot.generation for slot in [*self.slots(), *old] if slot.step == step]
         if not self._is_alone():
             taken.append(_GENERATIONS * (record.epoch - 1))
         generation = max(taken, default=0) + 1
         while True:
             slot = self._root.steps.slot(step, generation)
             try:
-                return slot, self._root.store.claim(f"{slot.name}/")
+                claim = self._root.store.claim(f"{slot.name}/")
             except ConflictError:
                 generation += 1
+                continue
+            with self._mine.guard:
+                if self._mine.slots is not None:
+                    insort(self._mine.slots, slot, key=lambda each: (each.step, each.generation))
+            return slot, claim
 
     def publish(self, claim: Claim, manifest: Manifest) -> None:
         """Make a checkpoint exist: one create-only put, with the epoch checked before and after.
@@ -269,6 +330,7 @@ class Lock:
         """Remove an attempt of this process that was not published."""
         self.check()
         self._root.store.retire(f"{slot.name}/")
+        self._forget(slot)
 
     def retire(self, slot: Slot, *, still: Callable[[], bool] | None = None) -> bool:
         """Remove a checkpoint as a whole; return False when it stays.
@@ -280,6 +342,7 @@ class Lock:
         try:
             hold = self._root.store.hold(slot.key(fmt.MANIFEST), exclusive=True)
         except NotFoundError:
+            self._forget(slot)
             return True  # somebody else did
         except ConflictError:
             return False  # a reader holds it
@@ -287,6 +350,7 @@ class Lock:
             if still is not None and not still():
                 return False
             self._root.store.retire(f"{slot.name}/")
+        self._forget(slot)
         return True
 
     @contextmanager
@@ -304,7 +368,8 @@ class Lock:
         with self._mine.guard:
             self._mine.users -= 1
             if not self._mine.users and self._mine.hold is not None:
-                self._mine.record = None
+                self._mine.record = self._mine.slots = self._mine.noted = None
+                self._mine.known = {}
                 hold, self._mine.hold = self._mine.hold, None
                 hold.close()
 

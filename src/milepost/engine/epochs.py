@@ -169,7 +169,7 @@ def _key(epoch: int) -> str:
 
 def _read(store: Store, epoch: int) -> WriterRecord:
     where = f"{store.url}/{_key(epoch)}"
-    data = store.get(_key(epoch))
+    data = store.get(_key(epoch), limit=fmt.MAX_RECORD)
     try:
         return fmt.unseal(data, WriterRecord, where)
     except CorruptionError as error:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast, final
 
 import numpy as np
 
 from milepost.adapters import Array, Classifier, adapter_of
+from milepost.engine.ahead import Wanted
 from milepost.engine.stored import Stored, converted, number_reader, reader
 from milepost.errors import StructureError, UnsupportedLeafError
 from milepost.model import keypath, tree
@@ -38,6 +39,22 @@ class Options:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a load would do, found out without reading an array; it holds nothing of the tree that it was made with.
+
+    Attributes:
+        read: path in the tree -> path of what is saved, for all that would be read.
+        kept: paths in the tree that would keep what is there.
+        unread: what is saved and would not be read.
+    """
+
+    read: dict[KeyPath, KeyPath]
+    kept: tuple[KeyPath, ...] = ()
+    unread: tuple[KeyPath, ...] = ()
+
+
+@final
 class Fit:
     """A `like` that was compared with what is saved: which stored leaf goes where.
 
@@ -53,7 +70,7 @@ class Fit:
         self.leaves, self.objects, self.whole = _spread(tree.flatten(like, CLASSIFY, rank=stored.rank, present=True))
         entries = stored.entries(stored.rank)
         states = set(self._saved_states(entries).values())
-        self.there = {path: there for path, there in entries.items() if not _below(path, states)}
+        self.there = {path: there for path, there in entries.items() if not states or not _below(path, states)}
         self.specs = {path: _spec_of(value, path) for path, value in self.leaves.items()}
         match = compare(
             {path: stored.spec(there) for path, there in self.there.items()} | dict.fromkeys(states, _STATE),
@@ -63,7 +80,8 @@ class Fit:
             keepable=self.whole | {path for path, value in self.leaves.items() if not abstract(value)},
         )  # fmt: skip
         match.raise_for(stored.where)
-        self.pairs = match.pairs
+        self.pairs, self._kept = match.pairs, match.kept
+        self._saved = [*self.there, *states]
         self.values: dict[KeyPath, Any] = {}
         self._placed: dict[tuple[Any, ...], Any] = {}
         for path in self.pairs:
@@ -92,6 +110,12 @@ class Fit:
         if spec.kind != "value":
             _check_number(value, spec, path)
 
+    @property
+    def comparison(self) -> Comparison:
+        """What was found out."""
+        read = set(self.pairs.values())
+        return Comparison(dict(self.pairs), self._kept, tuple(path for path in self._saved if path not in read))
+
     def value(self, path: KeyPath, like: Any) -> Any:
         """Return the stored leaf for a path, as `like`'s framework has it; `like` itself when nothing goes there."""
         saved = self.pairs.get(path)
@@ -107,7 +131,9 @@ class Fit:
         if key not in self._placed:  # what was saved shared comes back shared
             read, adapter = self._reader(path), adapter_of(like)
             whole = Box.whole(data_spec(spec).shape)
-            self._placed[key] = read(whole) if adapter is None else adapter.place(like, spec, read)
+            self._placed[key] = placed = read(whole) if adapter is None else adapter.place(like, spec, read)
+            if array is not None:
+                self.stored.note(there, spec, placed)
         return self._placed[key]
 
     def fill(self, path: KeyPath, target: Any) -> None:
@@ -122,6 +148,31 @@ class Fit:
         if array is None:
             return number_reader(self.values[path], wanted)
         return reader(self.stored.source, there, array, wanted, lazy=self.options.lazy)
+
+    def wanted(self, *, in_place: bool) -> Iterator[Wanted]:
+        """Yield the stored arrays that will be read whole.
+
+        Args:
+            in_place: they are read into the memory of `like` where that can be.
+        """
+        arrays, states = self.stored.table.arrays, {self.source(path) for path in self.pairs if path in self.whole}
+        if states:
+            yield from (Wanted(there, array) for there, array in arrays.items() if _below(there, states))
+        for path, saved in self.pairs.items():
+            array = None if path in self.whole else arrays.get(self.there[saved])
+            like = self.leaves.get(path)
+            adapter = adapter_of(like)
+            if array is None:
+                continue
+            out = None
+            if (
+                in_place
+                and adapter is not None
+                and array.spec == self.specs[path]
+                and adapter.nature(like) == "variable"
+            ):
+                out = adapter.memory(like)
+            yield Wanted(self.there[saved], array, out)
 
     def state(self, path: KeyPath) -> Any:
         """Return the whole stored state for a path."""
@@ -175,8 +226,8 @@ def _ancestors(path: KeyPath) -> Iterator[KeyPath]:
     yield path
 
 
-def _below(path: KeyPath, nodes: set[KeyPath]) -> bool:
-    return bool(nodes) and any(node in nodes for node in _ancestors(path))
+def _below(path: KeyPath, nodes: Container[Hashable]) -> bool:
+    return any(node in nodes for node in _ancestors(path))
 
 
 def _check_number(value: Any, spec: LeafSpec, path: KeyPath) -> None:
@@ -230,4 +281,4 @@ def _spec_of(value: Any, path: KeyPath) -> LeafSpec:
 
 def abstract(value: Any) -> bool:
     adapter = adapter_of(value)
-    return isinstance(value, LeafSpec) or (adapter is not None and adapter.abstract(value))
+    return isinstance(value, LeafSpec) or (adapter is not None and adapter.nature(value) == "abstract")

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from milepost.engine.epochs import now
+from milepost.engine.identity import check_metadata
 from milepost.engine.root import Root, copied_slot
-from milepost.errors import ConflictError, CorruptionError, FormatError, NotFoundError, StructureError, message
+from milepost.errors import ConflictError, CorruptionError, FormatError, NotFoundError, message
 from milepost.model import format as fmt
 from milepost.model.format import Manifest, RootRecord, StepFormat
 from milepost.model.value import decode
 from milepost.stores import Store
 
 # What may lie in a folder that is about to become a root.
-_IGNORED = (fmt.WRITERS, fmt.LOCK, ".", "lost+found/")
+_IGNORED = (fmt.WRITERS, fmt.NOTED, fmt.LOCK, ".", "lost+found/")
 
 
 def open_root(
@@ -49,7 +50,10 @@ def open_root(
         root = _open_without_record(store, create and not read_only, steps, metadata, shared)
         if root is not None:
             return root
-    own = StepFormat(record.prefix, record.width)
+    try:
+        own = StepFormat(record.prefix, record.width)
+    except ValueError as error:
+        raise FormatError(f"{store.url}/{fmt.ROOT}: {error}") from error
     if steps is not None and steps != own:
         raise FormatError(
             message(
@@ -62,7 +66,7 @@ def open_root(
 def opened_slot(store: Store) -> Root | None:
     """Open a folder that is itself a slot, copied away from its root; None when it is none."""
     try:
-        data = store.get(fmt.MANIFEST)
+        data = store.get(fmt.MANIFEST, limit=fmt.MAX_RECORD)
     except NotFoundError:
         return None
     if any(info.key == fmt.ROOT for info in store.list("", delimiter="/")):
@@ -73,7 +77,7 @@ def opened_slot(store: Store) -> Root | None:
 
 def _record(store: Store) -> RootRecord | None:
     try:
-        data = store.get(fmt.ROOT)
+        data = store.get(fmt.ROOT, limit=fmt.MAX_RECORD)
     except NotFoundError:
         return None
     try:
@@ -152,17 +156,7 @@ def check_identity(root: Root, identity: Any) -> None:
     saved = None if root.record is None else root.record.metadata
     if identity is None or saved == identity:
         return
-    if saved is None:
-        saved = {}
-    old, new = decode(saved), decode(identity)
-    lines = [
-        f"{name}: there {old.get(name, '(nothing)')!r}, here {new.get(name, '(nothing)')!r}"
-        for name in dict.fromkeys([*old, *new])
-        if old.get(name, ...) != new.get(name, ...)
-    ]
-    raise StructureError(
-        message(
-            f"{root.url} belongs to another run, by its metadata",
-            remedy="\n  ".join([*lines, "Give this run a root of its own, or the same metadata."]),
-        )
-    )
+    check_metadata(
+        f"{root.url} belongs to another run, by its metadata", decode(saved or {}), decode(identity),
+        "Give this run a root of its own, or the same metadata.",
+    )  # fmt: skip

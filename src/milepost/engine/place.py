@@ -8,14 +8,17 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from milepost.adapters import adapter_of
+from milepost.engine.ahead import Wanted
 from milepost.engine.fit import CLASSIFY, Fit, Options, abstract
 from milepost.engine.stored import Stored
 from milepost.errors import CheckpointError, StructureError, folded
 from milepost.model import keypath, structure, tree
-from milepost.model.keypath import KeyPath, join
+from milepost.model.keypath import KeyPath, join, under
 from milepost.model.leaf import LeafSpec
 from milepost.model.tree import SKIP, StateObject
 from milepost.model.value import encode
+
+_Change = tuple[KeyPath, Callable[[], None]]
 
 
 def load_plain(stored: Stored, options: Options) -> Any:
@@ -34,25 +37,32 @@ def load_plain(stored: Stored, options: Options) -> Any:
     wanted = keypath.matcher(keypath.ROOT if options.only is None else globs)
     left_out = keypath.matcher(options.exclude)
     read: dict[KeyPath, Any] = {}  # what was saved shared comes back shared
+    arrays = stored.table.arrays
 
     def leaf(path: KeyPath, there: KeyPath) -> Any:
         if not wanted(path) or left_out(path):
             return SKIP
         if there not in read:
-            array = stored.table.arrays.get(there)
             if options.frameworks == "saved":
-                read[there] = stored.native(there)
-            elif options.lazy and array is not None:
-                read[there] = stored.source.mapped(there, array)
+                read[there] = reading.native(there)
+            elif options.lazy and there in arrays:
+                read[there] = reading.source.mapped(there, arrays[there])
             else:
-                read[there] = stored.leaf(there)
+                read[there] = reading.leaf(there)
         return read[there]
 
-    return structure.rebuild(stored.table.tree, leaf, node=stored.node, stored=stored.path)
+    with tree.collector_paused(), stored.ahead() as (reading, ahead):
+        if not options.lazy:
+            ahead.begin(
+                Wanted(there, arrays[there])
+                for path, there in entries.items()
+                if there in arrays and wanted(path) and not left_out(path)
+            )
+        return structure.rebuild(stored.table.tree, leaf, node=stored.node, stored=stored.path)
 
 
-def load_like(stored: Stored, like: Any, options: Options) -> Any:
-    """Return a tree like `like` with the stored leaves; nothing of `like` is changed."""
+def fit_like(stored: Stored, like: Any, options: Options) -> Fit:
+    """Compare a tree with what is saved, for `load_like`."""
     fit = Fit(stored, like, options)
     for path in fit.inside():
         item = fit.objects[path]
@@ -61,6 +71,11 @@ def load_like(stored: Stored, like: Any, options: Options) -> Any:
                 f"{stored.where}: {path or 'the root'} of `like` is a {type(item.value).__name__}, which has a state of"
                 " its own\n  Use `load_into(tree)`, which restores such objects in place, or put `mp.SKIP` there."
             )
+    return fit
+
+
+def load_like(stored: Stored, like: Any, options: Options) -> Any:
+    """Return a tree like `like` with the stored leaves; nothing of `like` is changed."""
     copies: dict[Hashable, Any] = {}
 
     def leaf(path: KeyPath, value: Any) -> Any:
@@ -75,24 +90,36 @@ def load_like(stored: Stored, like: Any, options: Options) -> Any:
             _give(item, copies[key], fit.state(path), path)
         return copies[key]
 
-    return tree.replaced(like, CLASSIFY, leaf)
+    with tree.collector_paused(), stored.ahead() as (reading, ahead):
+        fit = fit_like(reading, like, options)
+        if not options.lazy:
+            ahead.begin(fit.wanted(in_place=False))
+        return tree.replaced(like, CLASSIFY, leaf)
+
+
+def fit_into(stored: Stored, target: Any, options: Options) -> tuple[Fit, list[_Change]]:
+    """Compare a tree with what is saved, and return what `load_into` is then to do, one change after the other."""
+    fit = Fit(stored, target, options)
+    return fit, [*_object_changes(fit), *_leaf_changes(fit, target)]
 
 
 def load_into(stored: Stored, target: Any, options: Options) -> None:
     """Put the stored leaves into `target`, in place; everything is compared before anything changes."""
-    fit = Fit(stored, target, options)
-    changes = [*_object_changes(fit), *_leaf_changes(fit, target)]
-    changed: list[KeyPath] = []
-    try:
-        for path, change in changes:
-            changed.append(path)  # what fails half-way has changed
-            change()
-    except Exception as error:
-        error.add_note(f"Already changed, wholly or in part: {folded(path or 'the root' for path in changed)}.")
-        raise
-
-
-_Change = tuple[KeyPath, Callable[[], None]]
+    changed: dict[KeyPath, None] = {}
+    with tree.collector_paused(), stored.ahead() as (reading, ahead):
+        fit, changes = fit_into(reading, target, options)
+        if not options.lazy:
+            ahead.begin(fit.wanted(in_place=True))
+        try:
+            for path, change in changes:
+                changed[path] = None  # what fails half-way has changed
+                change()
+        except Exception as error:
+            # What is read ahead is read to where it goes.
+            begun = [path for path, saved in fit.pairs.items() if fit.there.get(saved) in ahead.begun]
+            changed |= {path: None for path, _ in changes if any(under(pair, path) for pair in begun)}
+            error.add_note(f"Already changed, wholly or in part: {folded(path or 'the root' for path in changed)}.")
+            raise
 
 
 def _object_changes(fit: Fit) -> list[_Change]:
@@ -140,7 +167,7 @@ def _restorer(fit: Fit, path: KeyPath, item: StateObject) -> Callable[[], None]:
             adapter = adapter_of(value)
             if at in fit.whole:
                 state[key] = fit.state(at)
-            elif adapter is None or not adapter.fillable(value):
+            elif adapter is None or adapter.nature(value) != "variable":
                 state[key] = fit.value(at, value)
             elif filled.setdefault(adapter.identity(value) or at, source := fit.source(at)) != source:
                 state[key] = fit.value(at, value)  # tied, but saved apart: the object decides
@@ -161,7 +188,7 @@ def _leaf_changes(fit: Fit, target: Any) -> list[_Change]:
         if path not in fit.pairs or path in inside:
             continue
         adapter = adapter_of(value)
-        if adapter is not None and adapter.fillable(value):
+        if adapter is not None and adapter.nature(value) == "variable":
             identity, source = adapter.identity(value), fit.source(path)
             if identity is None or identity not in filled:
                 filled[identity or path] = source

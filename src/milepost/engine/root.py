@@ -8,16 +8,27 @@ newer checkpoint is there, or the step was deleted.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
-from milepost.engine import epochs
+from milepost.engine import epochs, noted
 from milepost.engine.epochs import Head
-from milepost.errors import ConflictError, CorruptionError, Damage, FormatError, NotFoundError, message
+from milepost.errors import (
+    CommitUnknownError,
+    ConflictError,
+    CorruptionError,
+    Damage,
+    FormatError,
+    NotFoundError,
+    StorageError,
+    message,
+)
 from milepost.model import format as fmt
 from milepost.model.format import LeafTable, Manifest, Note, RootRecord, Slot, StepFormat
+from milepost.model.keypath import KeyPath
 from milepost.stores import Hold, Store
 
 # How long to wait for a lock that nobody holds for long: `writer_of` asks for the writer's, retention for a lease.
@@ -37,6 +48,8 @@ class Root:
         single: the only slot, when the store's own folder is one.
         damaged: packs that this process found damaged; they are never linked again.
         concurrency: threads that read at once.
+        loaded: by slot, the immutable arrays that were loaded from it, so that the next save knows them again.
+        heads: what writers declared, as far as it was read; it never changes.
     """
 
     store: Store
@@ -44,7 +57,11 @@ class Root:
     steps: StepFormat
     single: Slot | None = None
     damaged: set[str] = field(default_factory=set[str], compare=False)
-    concurrency: int = 2
+    concurrency: int = 4
+    loaded: dict[str, dict[KeyPath, weakref.ref[Any]]] = field(
+        default_factory=dict[str, dict[KeyPath, "weakref.ref[Any]"]], compare=False
+    )
+    heads: dict[int, Head | None] = field(default_factory=dict[int, "Head | None"], compare=False)
 
     @property
     def url(self) -> str:
@@ -65,7 +82,7 @@ class Root:
         """Return the slot in a folder that may have been copied under any name: its manifest says which it is."""
         named = self.steps.parse(name)
         try:
-            data = bytes(self.store.get(f"{name}/{fmt.MANIFEST}"))
+            data = bytes(self.store.get(f"{name}/{fmt.MANIFEST}", limit=fmt.MAX_RECORD))
         except NotFoundError:
             return None
         if fmt.digest_of(data) is None:  # another program's file, or a damaged one of ours
@@ -95,13 +112,15 @@ class Root:
         """
         where = self._where(slot.key(fmt.MANIFEST))
         try:
-            data = self.store.get(slot.key(fmt.MANIFEST))
+            data = self.store.get(slot.key(fmt.MANIFEST), limit=fmt.MAX_RECORD)
         except NotFoundError:
             return None
         manifest = fmt.unseal(data, Manifest, where)
-        if manifest.step != slot.step or not fmt.is_id(manifest.id):
+        if (manifest.step, manifest.generation) != (slot.step, slot.generation) or not fmt.is_id(manifest.id):
             raise FormatError(
-                f"{where} is the manifest of step {manifest.step}\n  If its folder was renamed, give it its name again."
+                f"{where} is the manifest of step {manifest.step}"
+                f"{f', generation {manifest.generation}' if manifest.generation != 1 else ''}\n"
+                "  If its folder was renamed, give it its name again."
             )
         return manifest
 
@@ -114,7 +133,7 @@ class Root:
         """
         key = slot.key(fmt.LEAVES)
         try:
-            data = bytes(self.store.get(key))
+            data = bytes(self.store.get(key, limit=fmt.MAX_LEAVES))
         except NotFoundError as error:
             raise self._gone(slot, manifest, key) from error
         if fmt.digest_of(data) != manifest.leaves:
@@ -124,8 +143,8 @@ class Root:
             raise CorruptionError(
                 message(
                     f"{self._where(key)} is not the leaf table of this step ({len(table.arrays)} arrays)",
-                    expected=f"sha256:{manifest.leaves}",
-                    found=f"sha256:{fmt.digest_of(data)}",
+                    expected=manifest.leaves,
+                    found=fmt.digest_of(data),
                 ),
                 damaged=(Damage(slot.step, "", key, 0, 0, manifest.leaves, fmt.digest_of(data) or "none"),),
             )
@@ -157,7 +176,7 @@ class Root:
             number = info.key.removeprefix(prefix).removesuffix(".json")
             if info.key.startswith(prefix) and number.isdecimal():
                 try:
-                    data = self.store.get(info.key)
+                    data = self.store.get(info.key, limit=fmt.MAX_RECORD)
                 except NotFoundError:
                     continue  # the step is being retired
                 found.append((int(number), fmt.unseal(data, Note, self._where(info.key))))
@@ -181,7 +200,7 @@ class Root:
         """Return whether a checkpoint is out of the line that `latest` follows.
 
         A branch left it behind; or it came late, from a writer that had been taken over. Cost: nothing in the usual
-        case, else one record for each epoch between the two.
+        case, else one record for each epoch between the two, the first time.
         """
         if slot.name in head.superseded:
             return True
@@ -189,8 +208,17 @@ class Root:
             return False
         if self._is_late(slot, manifest, head):
             return True
-        between = [epoch for epoch in epochs.all_epochs(self.store) if manifest.epoch < epoch < head.line]
-        return any(self._is_late(slot, manifest, epochs.read_head(self.store, epoch)) for epoch in between)
+        between = map(self._declared, range(manifest.epoch + 1, head.line))  # epochs have no gaps
+        return any(self._is_late(slot, manifest, each) for each in between if each is not None)
+
+    def _declared(self, epoch: int) -> Head | None:
+        """Return what one writer declared, None when its record was deleted by hand."""
+        if epoch not in self.heads:
+            try:
+                self.heads[epoch] = epochs.read_head(self.store, epoch)
+            except NotFoundError:
+                self.heads[epoch] = None
+        return self.heads[epoch]
 
     def _is_late(self, slot: Slot, manifest: Manifest, head: Head) -> bool:
         """Return whether a checkpoint is older than a line, and lies past the slot from which that goes on."""
@@ -281,6 +309,18 @@ class Root:
                     number += 1
             if not hold.supported and not self._is_there(slot, manifest):
                 raise self._gone(slot, manifest, key)
+            if self.record is not None:
+                self._tell_writer(slot, manifest)
+
+    def _tell_writer(self, slot: Slot, manifest: Manifest) -> None:
+        try:
+            noted.say(self.store, slot, manifest.id)
+        except StorageError as error:  # the note is there, so that this must not read as if nothing were
+            raise CommitUnknownError(
+                f"what was said of step {slot.step} of {self.url} is written, but a writer at work may not hear of it:"
+                f" {error}",
+                errno=error.errno,
+            ) from error
 
     def _where(self, key: str) -> str:
         return f"{self.url}/{key}"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import secrets
 import sys
@@ -15,57 +14,22 @@ from typing import Any
 import msgspec
 import xxhash
 
-from milepost.adapters import Classifier, Piece, adapter_of
-from milepost.engine.capture import Held
+from milepost.engine.anatomy import Anatomy
 from milepost.engine.commit import Lock
 from milepost.engine.epochs import now
-from milepost.engine.plan import PackPlan, Source, owned, packs
+from milepost.engine.gate import Gate
+from milepost.engine.plan import PackPlan, Source, packs
+from milepost.engine.prepare import Base, Captured
 from milepost.engine.root import Root
-from milepost.engine.transfer import Digest, Limits, Pace, digest, write_pack
-from milepost.errors import CheckpointError, CommitUnknownError, StorageError, UnsupportedLeafError
+from milepost.engine.transfer import Digest, Limits, Pace, compared, write_pack
+from milepost.errors import CheckpointError, CommitUnknownError, NotFoundError, StorageError
 from milepost.model import format as fmt
-from milepost.model import tree
 from milepost.model.format import FileRecord, LeafTable, Manifest, PackRecord, Slot, StoredArray, StoredBox
 from milepost.model.keypath import KeyPath
-from milepost.model.leaf import Box, LeafSpec, data_spec, dtype_info
-from milepost.model.value import encode
+from milepost.model.leaf import data_spec
 from milepost.stores import Claim
 
 _log = logging.getLogger("milepost")
-
-
-@dataclass(frozen=True, slots=True)
-class Captured:
-    """A tree ready to be written: nothing in it belongs to the caller any more, once `buffers` is there.
-
-    Attributes:
-        sources: the boxes that this process writes.
-        held: the frameworks' objects that hold them; let go of once they are captured.
-        specs: the arrays' specs by path, in the tree's order.
-        origins: the framework of each array.
-        values: all other leaves, as tagged JSON.
-        structure: the tree as data.
-    """
-
-    sources: list[Source]
-    held: list[Held]
-    specs: dict[KeyPath, LeafSpec]
-    origins: dict[KeyPath, str]
-    values: dict[KeyPath, Any]
-    structure: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """The step that unchanged leaves are linked from: the newest one that this writer knows to be whole.
-
-    Attributes:
-        slot: where its files lie.
-        table: its leaf table.
-    """
-
-    slot: Slot
-    table: LeafTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,65 +40,6 @@ class Written:
     manifest: Manifest
     base: Base
     seconds: float
-
-
-def prepare(value: Any, *, rank: int = 0) -> Captured:
-    """Return the leaves of a tree, sorted into arrays and values.
-
-    Raises:
-        UnsupportedLeafError: something cannot be stored, with its path.
-    """
-    # Of many objects that all stay alive the collector frees nothing, and takes as long as everything else here.
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        return _prepared(value, rank)
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def _prepared(value: Any, rank: int) -> Captured:
-    flat = tree.flatten(value, Classifier(), rank=rank)
-    sources: list[Source] = []
-    held: list[Held] = []
-    specs: dict[KeyPath, LeafSpec] = {}
-    origins: dict[KeyPath, str] = {}
-    values: dict[KeyPath, Any] = {}
-    for path, leaf in flat.leaves.items():
-        adapter = adapter_of(leaf)
-        try:
-            if adapter is None:
-                values[path] = encode(leaf)
-                continue
-            if adapter.abstract(leaf):
-                raise UnsupportedLeafError("an abstract array has no data\n  Save the array itself.")
-            specs[path] = spec = adapter.spec(leaf)
-            origins[path] = adapter.name
-            data = data_spec(spec)
-            pieces = adapter.pieces(leaf)
-            _check_covered(data, pieces)
-            itemsize = dtype_info(data.dtype).itemsize
-            for piece in pieces:
-                source = Source(path, data, piece.box, piece.box.size * itemsize, rank, piece.replica)
-                sources.append(source)
-                held.append(Held(source, piece, adapter))
-        except UnsupportedLeafError as error:
-            raise UnsupportedLeafError(f"{path or 'the root'}: {error}") from None
-    mine = owned(sources, rank)
-    return Captured([sources[i] for i in mine], [held[i] for i in mine], specs, origins, values, flat.structure)
-
-
-def _check_covered(spec: LeafSpec, pieces: Sequence[Piece]) -> None:
-    """Refuse an array of which this process holds a part only."""
-    if len(pieces) == 1 and pieces[0].box is Box.whole(spec.shape):
-        return
-    there, whole = sum(box.size for box in {piece.box for piece in pieces}), Box.whole(spec.shape).size
-    if there != whole:
-        raise UnsupportedLeafError(
-            f"this process holds {there:,} of its {whole:,} elements\n"
-            "  Gather it to one process, or save from all processes that hold it."
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,26 +75,34 @@ def write(
     *,
     base: Base | None,
     limits: Limits,
+    gate: Gate,
+    anatomy: Anatomy,
 ) -> Written:
     """Write and publish one step; on failure nothing of it is visible, and what was written is removed.
 
     Raises:
         CheckpointError: as the store or the commit says.
+        SaveFailedError: `cancelled`, at the gate.
         CommitUnknownError: it is visible, but may not survive a crash.
     """
     start = time.monotonic()
     with lock.writing():
+        gate.check()
         epoch = lock.epoch().epoch
         slot, claim = lock.claim(order.step)
         with claim:
             try:
-                table, sealed, files = _Attempt(claim, root, captured, buffers, base, limits).run()
-                manifest = _manifest(root, order, slot, epoch, captured, files, sealed)
+                table, leaves, digest, files = _Attempt(
+                    claim, root, captured, buffers, base, limits, gate, anatomy
+                ).run()
+                manifest = _manifest(root, order, slot, epoch, captured, [*files, leaves], digest)
+                gate.enter()
             except BaseException as error:
                 _abandon(lock, slot, error)
                 if isinstance(error, CommitUnknownError):  # of a file: without the manifest there is no commit
                     raise StorageError(str(error).partition("\n")[0], errno=error.errno) from error
                 raise
+            packed = time.monotonic()
             try:
                 lock.publish(claim, manifest)
             except CheckpointError as error:
@@ -201,7 +114,9 @@ def write(
                 lock.retire(old)
             except CheckpointError as error:  # the step is there: a failed deletion must not say otherwise
                 _log.warning("step %d is saved, but %s could not be removed: %s", order.step, old.name, error)
-    return Written(slot, manifest, Base(slot, table), time.monotonic() - start)
+    anatomy.committed_s = time.monotonic() - packed
+    base = Base(slot, table, digest, leaves.nbytes, captured.arrays)
+    return Written(slot, manifest, base, time.monotonic() - start)
 
 
 def _abandon(lock: Lock, slot: Slot, error: BaseException) -> None:
@@ -215,14 +130,14 @@ def _abandon(lock: Lock, slot: Slot, error: BaseException) -> None:
 
 
 def _manifest(
-    root: Root, order: Order, slot: Slot, epoch: int, captured: Captured, files: list[FileRecord], sealed: bytes,
+    root: Root, order: Order, slot: Slot, epoch: int, captured: Captured, files: list[FileRecord], leaves: str,
 ) -> Manifest:  # fmt: skip
     nbytes = sum(spec.nbytes for spec in captured.specs.values())
     return Manifest(
         format=fmt.FORMAT, id=fmt.new_id(), root=root.record.id if root.record else "", epoch=epoch, step=order.step,
         generation=slot.generation, parent=order.parent, time=now(), reason=order.reason, metrics=order.metrics,
         metadata=order.metadata, versions=versions(), world=1, nbytes=nbytes,
-        files=files, leaves=fmt.digest_of(sealed) or "", pins=order.pins, keep=order.keep,
+        files=files, leaves=leaves, pins=order.pins, keep=order.keep,
     )  # fmt: skip
 
 
@@ -246,75 +161,109 @@ class _Attempt:
     buffers: list[memoryview]
     base: Base | None
     limits: Limits
+    gate: Gate
+    anatomy: Anatomy
 
-    def run(self) -> tuple[LeafTable, bytes, list[FileRecord]]:
-        sources = self.captured.sources
-        digests = [digest(buffer) for buffer in self.buffers]
-        reused = self._linked(self._reusable(sources, digests))
+    def run(self) -> tuple[LeafTable, FileRecord, str, list[FileRecord]]:
+        """Return the leaf table, its file and digest, and the packs."""
+        sources, same = self.captured.sources, self.captured.same
+        digests: list[Digest | None] = [None] * len(sources)
+        reusable = self._reusable(sources, digests)
+        reused = self._linked(reusable)
         changed = [i for i in range(len(sources)) if i not in reused]
         plans, moved = self._plans(sources, changed, reused)
-        linked_packs = {name for index, (name, _) in reused.items() if index not in moved}
+        stay = {index: entry for index, entry in reused.items() if index not in moved}
         # Oldest first, so that of two tensors of one name the last is the one that counts: who has nothing but a reader
         # of safetensors opens the packs in order.
         old = self.base.table.packs if self.base is not None else []
-        records = [pack for pack in old if pack.name in linked_packs]
-        numbers = {pack.name: number for number, pack in enumerate(records)}
-        boxes = {
-            index: msgspec.structs.replace(box, pack=numbers[name])
-            for index, (name, box) in reused.items()
-            if index not in moved
-        }
+        linked = {old[number].name for number, _ in stay.values()} | {old[number].name for number in _packs_of(same)}
+        records = [pack for pack in old if pack.name in linked]
+        numbers = [-1] * len(old)
+        for number, record in enumerate(records):
+            numbers[old.index(record)] = number
+        boxes = {index: _moved(box, numbers) for index, (_, box) in stay.items()}
+        self.anatomy.new_nbytes = sum(plan.nbytes for plan in plans)
         pace = Pace(self.limits.bandwidth_bytes_per_s) if self.limits.bandwidth_bytes_per_s else None
         for plan in plans:
-            record = self._written(plan, pace)
+            self.gate.check()
+            record = self._written(plan, digests, pace)
             for index, offset in zip(plan.members, plan.offsets, strict=True):
                 boxes[index] = _box(sources[index], len(records), offset, digests[index])
             records.append(record)
-        table = self._table(sources, boxes, records)
-        sealed, linked = self._leaves(table)
-        files = [FileRecord(record.name, record.nbytes, record.name in linked_packs) for record in records]
-        files.append(FileRecord(fmt.LEAVES, len(sealed), linked))
-        return table, sealed, files
+        table = self._table(sources, boxes, records, numbers)
+        start = time.monotonic()
+        leaves, digest = self._leaves(table)
+        self.anatomy.synced_s += time.monotonic() - start
+        return table, leaves, digest, [FileRecord(r.name, r.nbytes, r.name in linked) for r in records]
 
-    def _reusable(self, sources: Sequence[Source], digests: Sequence[Digest]) -> dict[int, tuple[str, StoredBox]]:
-        """Return the boxes whose bytes the base holds already: index -> (pack, box)."""
+    def _reusable(self, sources: Sequence[Source], digests: list[Digest | None]) -> dict[int, tuple[int, StoredBox]]:
+        """Return the boxes whose bytes the base holds already: index -> (number of its pack, box).
+
+        What had to be digested to find out is put into `digests`.
+        """
         if self.base is None:
             return {}
-        arrays, records = self.base.table.arrays, self.base.table.packs
-        found: dict[int, tuple[str, StoredBox]] = {}
-        for index, (source, new) in enumerate(zip(sources, digests, strict=True)):
+        arrays, packs = self.base.table.arrays, self.base.table.packs
+        found: dict[int, tuple[int, StoredBox]] = {}
+        for index, source in enumerate(sources):
             array = arrays.get(source.path)
-            if not source.nbytes or array is None or array.data_spec != source.spec:
+            if (
+                not source.nbytes
+                or array is None
+                or array.dtype != source.spec.dtype
+                or array.shape != source.spec.shape
+            ):
                 continue
             for box in array.boxes:
-                same = box.digest == new.whole and box.chunks == new.chunks and box.nbytes == source.nbytes
-                if same and box.start == source.start and records[box.pack].name not in self.root.damaged:
-                    found[index] = records[box.pack].name, box
+                if (
+                    box.nbytes != source.nbytes
+                    or box.start != source.start
+                    or packs[box.pack].name in self.root.damaged
+                ):
+                    continue
+                digests[index], same = compared(self.buffers[index], box, self.anatomy)
+                if same:
+                    found[index] = box.pack, box
         return found
 
-    def _linked(self, reusable: dict[int, tuple[str, StoredBox]]) -> dict[int, tuple[str, StoredBox]]:
-        """Link the packs that hold reusable boxes; what cannot be linked is written anew."""
-        gone: set[str] = set()
-        for name in sorted({name for name, _ in self._alive(reusable).values()}):
+    def _linked(self, reusable: dict[int, tuple[int, StoredBox]]) -> dict[int, tuple[int, StoredBox]]:
+        """Link the packs that hold what is reused; what cannot be linked is written anew.
+
+        Raises:
+            NotFoundError: `deleted`, the pack of an array whose bytes were not captured is gone.
+        """
+        needed = _packs_of(self.captured.same)
+        gone: set[int] = set()
+        for number in sorted({number for number, _ in self._alive(reusable).values()} | needed):
             assert self.base is not None
+            name = self.base.table.packs[number].name
             try:
                 self.claim.link(self.base.slot.key(name), name, flush=False)
             except CheckpointError as error:
                 if error.code not in ("not_found", "deleted"):
                     raise
-                gone.add(name)  # that step was deleted by hand
+                if number in needed:
+                    text = f"step {self.base.slot.step}, from which unchanged arrays are linked, was deleted meanwhile"
+                    raise NotFoundError(f"{text}\n  Save again: everything is then written.", code="deleted") from error
+                gone.add(number)  # that step was deleted by hand
         return {index: entry for index, entry in reusable.items() if entry[0] not in gone}
 
-    def _alive(self, reusable: dict[int, tuple[str, StoredBox]]) -> dict[int, tuple[str, StoredBox]]:
+    def _alive(self, reusable: dict[int, tuple[int, StoredBox]]) -> dict[int, tuple[int, StoredBox]]:
         """Return what lies in packs at least half of whose bytes are still wanted."""
-        wanted: dict[str, int] = {}
-        for name, box in reusable.values():
-            wanted[name] = wanted.get(name, 0) + box.nbytes
-        sizes = {pack.name: pack.nbytes - pack.header_nbytes for pack in self.base.table.packs} if self.base else {}
-        return {index: entry for index, entry in reusable.items() if 2 * wanted[entry[0]] >= sizes[entry[0]]}
+        if not reusable or self.base is None:
+            return {}
+        packs = self.base.table.packs
+        wanted = [0] * len(packs)
+        for stored in self.captured.same.values():
+            for box in stored.boxes:
+                wanted[box.pack] += box.nbytes
+        for number, box in reusable.values():
+            wanted[number] += box.nbytes
+        alive = [2 * n >= pack.nbytes - pack.header_nbytes for n, pack in zip(wanted, packs, strict=True)]
+        return {index: entry for index, entry in reusable.items() if alive[entry[0]]}
 
     def _plans(
-        self, sources: Sequence[Source], changed: list[int], reused: dict[int, tuple[str, StoredBox]]
+        self, sources: list[Source], changed: list[int], reused: dict[int, tuple[int, StoredBox]]
     ) -> tuple[list[PackPlan], set[int]]:
         """Return the packs to write, and which of the reused boxes move into one of them.
 
@@ -322,41 +271,60 @@ class _Attempt:
         then on.
         """
         moved = set(reused) - set(self._alive(reused))
-        return [*packs(sources, changed), *packs(sources, sorted(moved))], moved
+        return [*self.captured.outline.packs(sources, changed), *packs(sources, sorted(moved))], moved
 
-    def _written(self, plan: PackPlan, pace: Pace | None) -> PackRecord:
+    def _written(self, plan: PackPlan, digests: list[Digest | None], pace: Pace | None) -> PackRecord:
         name = fmt.pack_name(0, secrets.token_hex(4))
-        write_pack(self.claim, name, plan, self.buffers, pace)
+        write_pack(self.claim, name, plan, self.buffers, digests, pace, self.gate.check, self.anatomy)
         return PackRecord(name, plan.nbytes, len(plan.header), xxhash.xxh3_128_hexdigest(plan.header))
 
-    def _table(self, sources: Sequence[Source], boxes: Mapping[int, StoredBox], records: list[PackRecord]) -> LeafTable:
-        by_path: dict[KeyPath, list[StoredBox]] = {path: [] for path in self.captured.specs}
+    def _table(
+        self, sources: Sequence[Source], boxes: Mapping[int, StoredBox], records: list[PackRecord], numbers: list[int]
+    ) -> LeafTable:
+        by_path: dict[KeyPath, list[StoredBox]] = {}
         for index, source in enumerate(sources):
-            by_path[source.path].append(boxes[index])
+            by_path.setdefault(source.path, []).append(boxes[index])
+        same, origins = self.captured.same, self.captured.origins
+        renumbered = numbers != list(range(len(numbers)))
         arrays: dict[str, StoredArray] = {}
         for path, spec in self.captured.specs.items():
+            if (stored := same.get(path)) is not None:
+                if renumbered:
+                    stored = msgspec.structs.replace(stored, boxes=[_moved(box, numbers) for box in stored.boxes])
+                arrays[path] = stored
+                continue
             data = data_spec(spec)
             key = spec.dtype[4:-1] if spec.kind == "key" else ""
-            origin = self.captured.origins[path]
-            arrays[path] = StoredArray(data.dtype, data.shape, by_path[path], key, "" if origin == "numpy" else origin)
+            origin = "" if origins[path] == "numpy" else origins[path]
+            arrays[path] = StoredArray(data.dtype, data.shape, by_path.get(path, []), key, origin)
         return LeafTable(
             format=fmt.FORMAT, packs=records, arrays=arrays, values=self.captured.values, tree=self.captured.structure
         )
 
-    def _leaves(self, table: LeafTable) -> tuple[bytes, bool]:
-        sealed = fmt.seal(table)
+    def _leaves(self, table: LeafTable) -> tuple[FileRecord, str]:
         if self.base is not None and table == self.base.table:
             try:
                 self.claim.link(self.base.slot.key(fmt.LEAVES), fmt.LEAVES)
-                return sealed, True
+                return FileRecord(fmt.LEAVES, self.base.nbytes, True), self.base.digest
             except CheckpointError as error:
                 if error.code not in ("not_found", "deleted"):
                     raise
+        sealed = fmt.seal(table)
         self.claim.put(fmt.LEAVES, [sealed])
-        return sealed, False
+        return FileRecord(fmt.LEAVES, len(sealed), False), fmt.digest_of(sealed) or ""
 
 
-def _box(source: Source, pack: int, offset: int, new: Digest) -> StoredBox:
+def _packs_of(arrays: Mapping[KeyPath, StoredArray]) -> set[int]:
+    return {box.pack for stored in arrays.values() for box in stored.boxes}
+
+
+def _moved(box: StoredBox, numbers: Sequence[int]) -> StoredBox:
+    number = numbers[box.pack]
+    return box if number == box.pack else msgspec.structs.replace(box, pack=number)
+
+
+def _box(source: Source, pack: int, offset: int, digest: Digest | None) -> StoredBox:
+    assert digest is not None  # what is written is digested on its way
     start = source.start
     shape = source.box.shape if start is not None else None
-    return StoredBox(pack, offset, source.nbytes, new.whole, new.chunks, start, shape)
+    return StoredBox(pack, offset, source.nbytes, digest.whole, digest.chunks, start, shape)

@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, final
+import dataclasses
+import weakref
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast, final
 
 import numpy as np
 
-from milepost.adapters import Array, adapter_named
+from milepost.adapters import Array, adapter_named, adapter_of
+from milepost.engine.ahead import Ahead
 from milepost.engine.transfer import Source
 from milepost.errors import CorruptionError, FormatError
 from milepost.model import structure
@@ -31,6 +35,7 @@ class Stored:
         node: its structure.
         rank: this process, for `PerProcess` values.
         where: for messages, `step 12000 of runs/7`.
+        loaded: where immutable arrays are noted that now hold a whole leaf as it is stored.
     """
 
     table: LeafTable
@@ -39,10 +44,17 @@ class Stored:
     node: Any
     rank: int
     where: str
+    loaded: dict[KeyPath, weakref.ref[Any]] = field(default_factory=dict[KeyPath, "weakref.ref[Any]"], compare=False)
 
     def entries(self, rank: int | None) -> dict[KeyPath, KeyPath]:
         """Return path -> stored path of every leaf of this part; with rank None those of all processes."""
         return dict(structure.visible(self.table.tree, rank, node=self.node, stored=self.path))
+
+    @contextmanager
+    def ahead(self) -> Generator[tuple[Stored, Ahead]]:
+        """Give this tree again, with a source that reads ahead what it is told to."""
+        with Ahead(self.source) as ahead:
+            yield dataclasses.replace(self, source=cast("Source", ahead)), ahead
 
     def spec(self, stored: KeyPath) -> LeafSpec:
         """Return the spec of a leaf."""
@@ -69,7 +81,15 @@ class Stored:
         adapter = adapter_named(array.origin) if array is not None else None
         if array is None or adapter is None:
             return self.leaf(stored)
-        return adapter.place(None, self.spec(stored), reader(self.source, stored, array, array.data_spec))
+        placed = adapter.place(None, self.spec(stored), reader(self.source, stored, array, array.data_spec))
+        self.note(stored, self.spec(stored), placed)
+        return placed
+
+    def note(self, stored: KeyPath, spec: LeafSpec, placed: Any) -> None:
+        """Note the array that a leaf was loaded into, if it can never hold anything else."""
+        adapter = adapter_of(placed)
+        if adapter is not None and adapter.immutable and spec == self.spec(stored):
+            self.loaded[stored] = weakref.ref(placed)
 
     def at(self, path: KeyPath) -> tuple[Any, KeyPath] | None:
         """Return the node at a path, for this process, and its stored path; None when there is none."""

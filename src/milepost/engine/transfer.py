@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, final
@@ -13,11 +13,12 @@ from typing import Any, final
 import numpy as np
 import xxhash
 
+from milepost.engine.anatomy import Anatomy
 from milepost.engine.plan import PackPlan, Part, flaw, parts
-from milepost.errors import CorruptionError, Damage, FormatError, NotFoundError, StorageError, message
-from milepost.model.format import CHUNK, MANIFEST, Slot, StoredArray, StoredBox, is_pack_name
+from milepost.errors import CheckpointError, CorruptionError, Damage, FormatError, NotFoundError, StorageError, message
+from milepost.model.format import ALIGNMENT, CHUNK, MANIFEST, Slot, StoredArray, StoredBox, is_pack_name
 from milepost.model.leaf import Box, DtypeInfo, dtype_info
-from milepost.stores import Buffer, Claim, Store
+from milepost.stores import Claim, Sized, Store
 
 Array = np.ndarray[Any, Any]
 
@@ -40,7 +41,7 @@ class Limits:
     """
 
     memory_bytes: int | None = None
-    concurrency: int = 2
+    concurrency: int = 4
     timeout_s: float | None = None
     bandwidth_bytes_per_s: float | None = None
 
@@ -69,20 +70,78 @@ def digest(data: memoryview) -> Digest:
     return Digest(xxhash.xxh3_128_hexdigest(chunks), base64.b64encode(chunks).decode())
 
 
-def write_pack(claim: Claim, name: str, plan: PackPlan, buffers: list[memoryview], pace: Pace | None) -> None:
+def compared(data: memoryview, box: StoredBox, anatomy: Anatomy) -> tuple[Digest | None, bool]:
+    """Return the digest of a box's bytes as far as it is known, and whether they are those of a stored box.
+
+    The first chunk that differs tells: most of what has changed is not read to its end here.
+    """
+    if len(data) <= CHUNK:
+        with anatomy.hashing(len(data)):
+            found = digest(data)
+        return found, found.whole == box.digest and not box.chunks
+    stored = base64.b64decode(box.chunks)
+    if len(stored) != 16 * -(-len(data) // CHUNK):
+        return None, False
+    for number, start in enumerate(range(0, len(data), CHUNK)):
+        with anatomy.hashing(len(chunk := data[start : start + CHUNK])):
+            found = xxhash.xxh3_128_digest(chunk)
+        if found != stored[16 * number : 16 * number + 16]:
+            return None, False
+    # The chunks' own digest is checked too: what is linked now is read with it later.
+    return Digest(box.digest, box.chunks), xxhash.xxh3_128_hexdigest(stored) == box.digest
+
+
+def write_pack(
+    claim: Claim,
+    name: str,
+    plan: PackPlan,
+    buffers: Sequence[memoryview],
+    digests: list[Digest | None],
+    pace: Pace | None,
+    check: Callable[[], None],
+    anatomy: Anatomy,
+) -> None:
     """Write one pack: its header, then its members' bytes in file order; its name is not flushed yet.
 
     Args:
         claim, name: where to.
         plan: the pack.
         buffers: the bytes of all sources, by index.
+        digests: their digests; those that are not there yet are taken on the way, while the bytes are in the cache.
         pace: holds the writing back to a bandwidth.
+        check: raises when the save is not wanted any more.
+        anatomy: where the time goes.
     """
-    pieces: list[Buffer] = [plan.header, *(buffers[index] for index in plan.members)]
-    if pace is None:
-        claim.put(name, pieces, flush=False)
-    else:
-        claim.put(name, (part for piece in pieces for part in pace.paced(memoryview(piece))), flush=False)
+    start = handed_over = time.monotonic()
+
+    def pieces() -> Iterator[memoryview]:
+        nonlocal handed_over
+        yield memoryview(plan.header)
+        for index in plan.members:
+            data = buffers[index]
+            if len(data) <= CHUNK:
+                if digests[index] is None:
+                    with anatomy.hashing(len(data)):
+                        digests[index] = digest(data)
+                yield data
+                anatomy.written_nbytes += len(data)
+                continue
+            check()
+            known, chunks = digests[index], bytearray()
+            for start in range(0, len(data), CHUNK):
+                chunk = data[start : start + CHUNK]
+                if known is None:
+                    with anatomy.hashing(len(chunk)):
+                        chunks += xxhash.xxh3_128_digest(chunk)
+                yield chunk
+                anatomy.written_nbytes += len(chunk)
+            digests[index] = known or Digest(xxhash.xxh3_128_hexdigest(chunks), base64.b64encode(chunks).decode())
+        handed_over = time.monotonic()
+
+    paced = pieces() if pace is None else (part for piece in pieces() for part in pace.paced(piece))
+    claim.put(name, Sized(plan.nbytes, paced), flush=False)
+    anatomy.written_s += handed_over - start
+    anatomy.synced_s += time.monotonic() - handed_over
 
 
 @final
@@ -122,6 +181,13 @@ def _empty(path: str, box: Box, dtype: np.dtype[Any]) -> Array:
         raise StorageError(text, code="exhausted") from error
 
 
+def _aligned(path: str, offset: int, nbytes: int) -> Array:
+    """Return memory that lies in its page as the bytes lie in their file, so that they are read without a copy."""
+    memory = _empty(path, Box.whole((nbytes + ALIGNMENT,)), np.dtype(np.uint8))
+    first = (offset - memory.ctypes.data) % ALIGNMENT
+    return memory[first : first + nbytes]
+
+
 @final
 class Source:
     """The stored bytes of one step's leaves.
@@ -139,7 +205,7 @@ class Source:
             if not is_pack_name(name):
                 raise FormatError(f"step {slot.step}: {name[:80]!r} is no name of a pack")
         self._store, self._slot, self._packs, self._damaged_packs = store, slot, packs, damaged
-        self._concurrency = concurrency
+        self.concurrency = concurrency
         self._sound: set[str] = set()
 
     def read(self, path: str, array: StoredArray, wanted: Box, out: Array | None = None) -> Array:
@@ -168,13 +234,21 @@ class Source:
         out[...] = result
         return out
 
-    def mapped(self, path: str, array: StoredArray) -> Array:
-        """Return a whole leaf as a view of the mapped file, unchecked; a copy when it is stored in several boxes."""
+    def mapped(self, path: str, array: StoredArray, maps: dict[int, memoryview] | None = None) -> Array:
+        """Return a whole leaf as a view of the mapped file, unchecked; a copy when it is stored in several boxes.
+
+        Args:
+            path, array: the leaf.
+            maps: the packs that are mapped already, as each mapping takes a file descriptor.
+        """
+        maps = {} if maps is None else maps
         info = self._info(path, array)
         box = array.boxes[0] if len(array.boxes) == 1 else None
         if box is None or box.start is not None or info.swapped or not box.nbytes:
             return self.read(path, array, Box.whole(array.shape))
-        data = self._store.map(self._key(box))[box.offset : box.offset + box.nbytes]
+        if box.pack not in maps:
+            maps[box.pack] = self._store.map(self._key(box))
+        data = maps[box.pack][box.offset : box.offset + box.nbytes]
         if len(data) != box.nbytes:
             raise self._damaged(path, box, 0, box.nbytes, f"{box.nbytes} bytes", f"{len(data)} bytes")
         return np.frombuffer(data, info.numpy).reshape(array.shape)
@@ -182,6 +256,52 @@ class Source:
     def flaw(self, array: StoredArray) -> str:
         """Return what is wrong with where the leaf table says that an array lies; empty when nothing is."""
         return flaw(array, dtype_info(array.dtype).itemsize, len(self._packs))
+
+    def is_plain(self, path: str, array: StoredArray) -> bool:
+        """Return whether a leaf lies in one piece, in the form in which it is given out."""
+        only = array.boxes[0] if len(array.boxes) == 1 else None
+        return only is not None and only.start is None and only.nbytes > 0 and not self._info(path, array).swapped
+
+    def empty(self, path: str, array: StoredArray) -> Array:
+        """Return new memory for a leaf.
+
+        Raises:
+            StorageError: `exhausted`, there is not enough.
+        """
+        box, dtype = array.boxes[0], self._info(path, array).numpy
+        return _aligned(path, box.offset, box.nbytes).view(dtype).reshape(array.shape)
+
+    def fill_chunk(self, path: str, box: StoredBox, index: int, out: Array) -> None:
+        """Read one chunk of a leaf that lies in one piece into its place in `out`, checked."""
+        data = memoryview(out.reshape(-1).view(np.uint8).data)
+        self._chunk(path, box, index, data[index * CHUNK : (index + 1) * CHUNK])
+
+    def together(self, leaves: Sequence[tuple[str, StoredArray]]) -> list[Array | CheckpointError]:
+        """Read leaves of one chunk at most, which lie side by side in one pack, in one go; each one is checked.
+
+        Returns: for each of them the array, over common memory, or what is wrong with it.
+        """
+        boxes = [array.boxes[0] for _, array in leaves]
+        start, stop = boxes[0].offset, boxes[-1].offset + boxes[-1].nbytes
+        run = memoryview(_aligned(leaves[0][0], start, stop - start).data)
+        try:
+            self._store.get(self._key(boxes[0]), start=start, length=stop - start, out=run)
+        except CheckpointError:  # one that is damaged must not take the others along
+            return [self._alone(path, array) for path, array in leaves]
+        found: list[Array | CheckpointError] = []
+        for (path, array), box in zip(leaves, boxes, strict=True):
+            data = run[box.offset - start : box.offset - start + box.nbytes]
+            if (digest := xxhash.xxh3_128_hexdigest(data)) == box.digest:
+                found.append(np.frombuffer(data, self._info(path, array).numpy).reshape(array.shape))
+            else:
+                found.append(self._damaged(path, box, 0, box.nbytes, f"xxh3-128 {box.digest}", digest))
+        return found
+
+    def _alone(self, path: str, array: StoredArray) -> Array | CheckpointError:
+        try:
+            return self.read(path, array, Box.whole(array.shape))
+        except CheckpointError as error:
+            return error
 
     def _info(self, path: str, array: StoredArray) -> DtypeInfo:
         info = dtype_info(array.dtype)
@@ -256,11 +376,11 @@ class Source:
                 a, b = max(low, start), min(high, stop)
                 data[a - start : b - start] = chunk[a - low : b - low]
 
-        if self._concurrency == 1 or len(indices) < _SHARED:
+        if self.concurrency == 1 or len(indices) < _SHARED:
             for index in indices:
                 fill(index)
             return
-        with ThreadPoolExecutor(self._concurrency) as pool:
+        with ThreadPoolExecutor(self.concurrency) as pool:
             for _ in pool.map(fill, indices):
                 pass
 

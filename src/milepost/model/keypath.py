@@ -124,7 +124,10 @@ def matcher(globs: Globs) -> Callable[[KeyPath], bool]:
     Raises:
         ValueError: a glob is malformed.
     """
-    patterns = [_compiled(glob) for glob in ([globs] if isinstance(globs, str) else globs)]
+    globs = [globs] if isinstance(globs, str) else list(globs)
+    if not globs or ROOT in globs:
+        return (lambda _: True) if globs else (lambda _: False)
+    patterns = [_compiled(glob) for glob in globs]
     return lambda path: any(pattern.match(path) for pattern in patterns)
 
 

@@ -95,6 +95,7 @@ def rebuild(
     *,
     node: Structure = None,
     stored: KeyPath = keypath.ROOT,
+    container: Callable[[str, dict[str, Any], KeyPath], Any] | None = None,
 ) -> Any:
     """Return the saved tree, or the part of it at `node`, in builtin containers.
 
@@ -105,11 +106,13 @@ def rebuild(
         structure: the whole tree's.
         leaf: returns a leaf, given its paths as `visible` yields them for all processes.
         node, stored: as in `visible`.
+        container: makes another container than these: of a node's kind, its items by segment, and its stored path.
 
     Raises:
         FormatError: the structure is malformed.
     """
-    return _rebuilt(structure, structure if node is None else node, keypath.ROOT, stored, leaf, 0, False)
+    start = structure if node is None else node
+    return _rebuilt(structure, start, keypath.ROOT, stored, leaf, container or _container, 0, False)
 
 
 def _rebuilt(
@@ -118,6 +121,7 @@ def _rebuilt(
     path: KeyPath,
     stored: KeyPath,
     leaf: Callable[[KeyPath, KeyPath], Any],
+    container: Callable[[str, dict[str, Any], KeyPath], Any],
     depth: int,
     inside: bool,
 ) -> Any:
@@ -127,13 +131,13 @@ def _rebuilt(
         return leaf(path, stored)
     kind, body = node_of(node, stored, depth)
     if kind == "state":
-        return _rebuilt(root, body, path, stored, leaf, depth + 1, inside)
+        return _rebuilt(root, body, path, stored, leaf, container, depth + 1, inside)
     alone = kind == "per_process" and len(body) == 1
     items: dict[str, Any] = {}
     for name, item in _members(body):
         seen = path if alone else join(path, name)
-        items[name] = _rebuilt(root, item, seen, join(stored, name), leaf, depth + 1, inside)
-    return _container(kind, items, stored)
+        items[name] = _rebuilt(root, item, seen, join(stored, name), leaf, container, depth + 1, inside)
+    return container(kind, items, stored)
 
 
 def _container(kind: str, items: dict[str, Any], stored: KeyPath) -> Any:

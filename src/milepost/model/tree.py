@@ -6,9 +6,11 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import gc
 import inspect
 import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, final
 
@@ -110,6 +112,18 @@ class Flat:
     objects: list[StateObject]
     whole: list[KeyPath]
     unranked: dict[KeyPath, KeyPath]
+
+
+@contextmanager
+def collector_paused() -> Generator[None]:
+    """Let the garbage collector rest: where all new objects stay alive it frees nothing, and takes half of the time."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def flatten(tree: Any, classify: Classify, *, rank: int = 0, present: bool = False) -> Flat:

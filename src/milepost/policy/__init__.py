@@ -17,6 +17,7 @@ from milepost.policy.family import (
 )
 from milepost.policy.keep import All, Best, Latest, Metric, Mode, Spaced, Within, default_mode, ranked, score
 from milepost.policy.phrase import DEFAULT_KEEP, DEFAULT_SAVE, keep_policy, save_policy
+from milepost.policy.reason import EMERGENCY, FINAL
 from milepost.policy.save import (
     Continuous,
     First,
@@ -31,6 +32,8 @@ from milepost.policy.save import (
 __all__ = [
     "DEFAULT_KEEP",
     "DEFAULT_SAVE",
+    "EMERGENCY",
+    "FINAL",
     "All",
     "Best",
     "Continuous",

@@ -17,7 +17,7 @@ it. There is no other way to combine, so adding a policy never saves less and ne
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, overload
 
 
@@ -59,6 +59,7 @@ class Saved:
         metrics: numbers by name, with those annotated later; may be nested.
         reason: why it was saved.
         pinned: the names it is pinned under. The catalog keeps what is pinned, whatever the policies say.
+        metadata: what the program said of it at the save and by `annotate`.
     """
 
     step: int
@@ -66,6 +67,7 @@ class Saved:
     metrics: Mapping[str, Any]
     reason: str
     pinned: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 class SavePolicy(Protocol):

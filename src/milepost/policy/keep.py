@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import Any, Literal, Protocol, TypeAlias, TypeVar, cast
 
@@ -83,7 +84,8 @@ class Best:
     than the newest that has one, its score may still come: it stays.
 
     Attributes:
-        metric: a dotted path into the metrics, or a function of them (a LookupError in it means no score).
+        metric: a dotted path into the metrics, in which `*` stands for any text within a name (the first name that
+            has a number counts); or a function of them (a LookupError in it means no score).
         mode: None: as `default_mode(metric)` says.
     """
 
@@ -203,14 +205,20 @@ def _checked_mode(metric: Metric, mode: str | None) -> Mode:
 
 
 def _at(metrics: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a dotted path; a key may itself contain dots."""
+    """Return the value at a dotted path; a key may itself contain dots, and a part of the path `*`."""
     if path in metrics:
         return metrics[path]
     parts = path.split(".")
     for i in range(1, len(parts)):
-        inner = metrics.get(".".join(parts[:i]))
-        if isinstance(inner, Mapping):
-            value = _at(cast("Mapping[str, Any]", inner), ".".join(parts[i:]))
+        for inner in _called(metrics, ".".join(parts[:i])):
+            value = _at(cast("Mapping[str, Any]", inner), ".".join(parts[i:])) if isinstance(inner, Mapping) else None
             if value is not None:
                 return value
-    return None
+    return next((value for value in _called(metrics, path) if not isinstance(value, Mapping)), None)
+
+
+def _called(metrics: Mapping[str, Any], name: str) -> list[Any]:
+    """Return the values of a name, in which `*` may stand for any text."""
+    if "*" not in name:
+        return [metrics[name]] if name in metrics else []
+    return [metrics[each] for each in sorted(metrics) if fnmatchcase(each, name)]

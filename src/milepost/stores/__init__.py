@@ -17,15 +17,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, cast, final
 
-from milepost.errors import ConflictError, CorruptionError, FormatError, NotFoundError, StorageError, message
+from milepost.errors import StorageError, message
+from milepost.stores.keys import (
+    busy,
+    check_limit,
+    exists,
+    fenced,
+    not_found,
+    place,
+    plain_name,
+    prefix_segments,
+    range_length,
+    segments,
+    slot_segments,
+)
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 Mode: TypeAlias = Literal["create", "overwrite"]
 
-# Names of files on their way in, and of folders on their way out: no key may use them, no listing shows them.
-TEMPORARY = ".tmp-"
-TRASH = ".trash-"
-_NO_TEXT = re.compile("[\\\\\x00\ud800-\udfff]")
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]+)://")
 _SCHEMES = {"file": "milepost.stores.local:LocalStore", "memory": "milepost.stores:MemoryStore"}
 
@@ -41,6 +50,23 @@ class ObjectInfo:
 
     key: str
     nbytes: int | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """The bytes of an object, their number known at the start; every buffer stays as it is until the put returns.
+
+    Attributes:
+        nbytes: how many there are.
+        data: the buffers.
+    """
+
+    nbytes: int
+    data: Iterable[Buffer]
+
+    def __iter__(self) -> Iterator[Buffer]:
+        return iter(self.data)
 
 
 class Hold(Protocol):
@@ -97,8 +123,9 @@ class Store(Protocol):
 
         Args:
             key: the object.
-            data: its bytes. A buffer is not looked at any more once the next one has been asked for. When a list or
-                tuple is given, the total is known at the start, and a full disk may be found before the first byte.
+            data: its bytes. A buffer is not looked at any more once the next one has been asked for, but those of
+                `Sized` may be. With that, a list or a tuple the total is known at the start, and a full disk may be
+                found before the first byte.
             mode: `create` fails if the object exists.
             flush: False leaves the name for the next `put` or `link` with `flush`.
 
@@ -108,7 +135,10 @@ class Store(Protocol):
         """
         ...
 
-    def get(self, key: str, *, start: int = 0, length: int | None = None, out: memoryview | None = None) -> memoryview:
+    def get(
+        self, key: str, *, start: int = 0, length: int | None = None, out: memoryview | None = None,
+        limit: int | None = None,
+    ) -> memoryview:  # fmt: skip
         """Read an object or a range of it.
 
         Args:
@@ -116,10 +146,20 @@ class Store(Protocol):
             start: first byte.
             length: number of bytes; None: as many as `out` holds, else all to the end.
             out: writable memory that is filled and returned, instead of new memory.
+            limit: an object of more bytes is not read; checked before memory is taken.
 
         Raises:
             NotFoundError: there is no such object.
+            FormatError: it is larger than `limit`.
             CorruptionError: the object ends before the range does.
+        """
+        ...
+
+    def forget(self, key: str) -> None:
+        """Let go of what the machine remembers of an object, so that the next read is of the device, where it can.
+
+        Raises:
+            NotFoundError: there is no such object.
         """
         ...
 
@@ -216,100 +256,6 @@ def open_store(where: str | os.PathLike[str] | Store, *, create: bool = False) -
     raise StorageError(text, code="unsupported")
 
 
-def segments(key: str) -> tuple[str, ...]:
-    """Return the segments of a key.
-
-    Raises:
-        FormatError: it is none.
-    """
-    parts = tuple(key.split("/"))
-    if key.startswith("/"):
-        why = "it is absolute"
-    elif ".." in parts or "." in parts:
-        why = "`.` and `..` are no names"
-    elif "" in parts:
-        why = "a segment is empty"
-    elif _NO_TEXT.search(key):
-        why = "it holds a backslash, a NUL or half a character"
-    elif any(part.startswith((TEMPORARY, TRASH)) for part in parts):
-        why = f"names that begin with {TEMPORARY} or {TRASH} are reserved"
-    else:
-        return parts
-    raise FormatError(f"{key[:200]!r} is no key of a store: {why}")
-
-
-def prefix_segments(prefix: str) -> tuple[str, ...]:
-    """Return the segments of a prefix, none for the root.
-
-    Raises:
-        FormatError: it is none.
-    """
-    if prefix and not prefix.endswith("/"):
-        raise FormatError(f"{prefix[:200]!r} is no prefix of a store: it must be empty or end with /")
-    return segments(prefix[:-1]) if prefix else ()
-
-
-def slot_segments(prefix: str) -> tuple[str, ...]:
-    """Return the segments of a prefix that may be retired, which the root may not."""
-    if not prefix:
-        raise FormatError("the root of a store cannot be retired, only folders in it")
-    return prefix_segments(prefix)
-
-
-def plain_name(name: str) -> str:
-    """Return a name within a claimed folder, which must be a key of one segment."""
-    if len(segments(name)) > 1:
-        raise FormatError(f"{name[:200]!r} is no name within a folder: it holds a /")
-    return name
-
-
-def place(url: str, key: str) -> str:
-    """Return how messages name an object."""
-    return f"{url}{key}" if url.endswith("/") else f"{url}/{key}"
-
-
-def not_found(where: str) -> NotFoundError:
-    """Return the error for an object that is not there."""
-    return NotFoundError(f"{where} does not exist")
-
-
-def exists(where: str) -> ConflictError:
-    """Return the error for a create-only put of a key that is taken."""
-    return ConflictError(f"{where} exists already: another writer was first", code="exists")
-
-
-def busy(where: str) -> ConflictError:
-    """Return the error for a lock that somebody else holds."""
-    return ConflictError(f"{where} is held by another process or handle", code="busy")
-
-
-def fenced(where: str) -> ConflictError:
-    """Return the error for a write into a claimed folder that was retired."""
-    text = f"{where} was not written: its folder was retired, or replaced, while this process filled it"
-    return ConflictError(message(text, remedy="Another writer took over, or the folder was removed."), code="fenced")
-
-
-def too_short(where: str, expected: int, found: int) -> CorruptionError:
-    """Return the error for an object that ends before the range that is read."""
-    return CorruptionError(message(f"{where} is too short", expected=f"at least {expected} bytes", found=found))
-
-
-def range_length(where: str, nbytes: int, start: int, length: int | None, out: memoryview | None) -> int:
-    """Return how many bytes a `get` reads of an object of `nbytes`.
-
-    Raises:
-        CorruptionError: the object ends before.
-        ValueError: the arguments contradict each other.
-    """
-    if length is None:
-        length = max(nbytes - start, 0) if out is None else out.nbytes
-    if start < 0 or length < 0 or (out is not None and out.nbytes != length):
-        raise ValueError(f"{where}: start={start}, length={length}, out of {out and out.nbytes} bytes")
-    if start + length > nbytes:
-        raise too_short(where, start + length, nbytes)
-    return length
-
-
 class _Object:
     """One object's bytes and who holds it: what an inode is to a file. Keys that were linked share it."""
 
@@ -353,13 +299,20 @@ class MemoryStore:
     def put(self, key: str, data: Iterable[Buffer], *, mode: Mode = "create", flush: bool = True) -> None:
         self._enter(key, _gathered(key, data), mode)
 
-    def get(self, key: str, *, start: int = 0, length: int | None = None, out: memoryview | None = None) -> memoryview:
+    def get(
+        self, key: str, *, start: int = 0, length: int | None = None, out: memoryview | None = None,
+        limit: int | None = None,
+    ) -> memoryview:  # fmt: skip
         data = self._object(key).data
+        check_limit(place(self.url, key), len(data), limit)
         length = range_length(place(self.url, key), len(data), start, length, out)
         view = memoryview(bytearray(length)) if out is None else out
         if length:
             view.cast("B")[:] = memoryview(data)[start : start + length]
         return view
+
+    def forget(self, key: str) -> None:
+        self._object(key)
 
     def map(self, key: str) -> memoryview:
         return self.get(key)

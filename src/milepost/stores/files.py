@@ -14,13 +14,15 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from functools import cache
 from typing import final
 
-from milepost.errors import CheckpointError, FormatError, StorageError, message, storage_error
-from milepost.stores import Buffer, segments
+from milepost.errors import FormatError, StorageError, failing, message
+from milepost.stores import Buffer, Sized, direct
+from milepost.stores.direct import Ring
+from milepost.stores.keys import segments
 
 if sys.platform != "win32":
     import fcntl
@@ -36,9 +38,10 @@ _SAFE = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONB
 _FOLDER = sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_DIRECTORY"))
 _DESCRIPTORS = sys.platform != "win32"
 
-# Buffers under _SMALL are gathered, so that a pack of many tiny leaves is a few system calls.
+# Buffers under _SMALL are gathered, so that a pack of many tiny leaves is a few system calls. From _LARGE on a file is
+# worth the blocks that it takes to write past the page cache.
 _SMALL = 256 << 10
-_GATHERED = 1 << 20
+_LARGE = 1 << 20
 _CHUNK = 8 << 20
 
 
@@ -142,17 +145,6 @@ def _name(folder: Folder, name: str) -> str:
     return os.path.join(folder.path, name) if folder.fd is None else name
 
 
-@contextmanager
-def failing(what: str) -> Generator[None]:
-    """Turn a system error into the StorageError that says `what` went wrong."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise storage_error(error, what) from error
-
-
 @cache
 def warn_once(text: str, place: str) -> None:
     """Log a warning about a place, once in this process."""
@@ -176,16 +168,17 @@ def ensure_folder(path: str) -> None:
         folder.sync()
 
 
-def write_file(folder: Folder, name: str, data: Iterable[Buffer], what: str, clone_of: int | None = None) -> None:
+def write_file(
+    folder: Folder, name: str, data: Iterable[Buffer], what: str, ring: Ring, clone_of: int | None = None
+) -> None:
     """Write a new file that is durable and read-only when this returns; on any error nothing of it is left.
-
-    This is where a faster way in belongs (O_DIRECT from a ring of aligned buffers): it ends with the same sync.
 
     Args:
         folder: where.
         name: a name that is not taken.
-        data: the bytes.
+        data: the bytes; a large file of known size goes past the page cache.
         what: for messages: what went wrong if something does.
+        ring: the buffers that a large file goes through.
         clone_of: descriptor of a file of the same bytes, whose blocks are shared where the file system can.
     """
     with failing(what):
@@ -193,7 +186,7 @@ def write_file(folder: Folder, name: str, data: Iterable[Buffer], what: str, clo
     try:
         try:
             if clone_of is None or not _cloned(clone_of, fd):
-                _write_all(fd, data, what)
+                _write_all(fd, data, what, ring)
             with failing(what):
                 _make_read_only(fd)
                 sync(fd)
@@ -300,21 +293,31 @@ def is_key(name: str) -> bool:
         return False
 
 
-def _write_all(fd: int, data: Iterable[Buffer], what: str) -> None:
-    if isinstance(data, Sequence):
+def _write_all(fd: int, data: Iterable[Buffer], what: str, ring: Ring) -> None:
+    nbytes = _whole_size(data)
+    if nbytes >= _LARGE:
         with failing(what):
-            _preallocate(fd, sum(memoryview(buffer).nbytes for buffer in data))
+            _preallocate(fd, nbytes)
+        direct.write(fd, data, nbytes, ring, _begin_write_back, what)
+        return
     gathered = bytearray()
     for buffer in data:
         view = memoryview(buffer)
         if small := view.nbytes < _SMALL:
             gathered += view
-        if gathered and (not small or len(gathered) >= _GATHERED):
+        if gathered and (not small or len(gathered) >= _LARGE):
             _write(fd, memoryview(gathered), what)
             gathered = bytearray()
         if not small:
             _write(fd, view.cast("B"), what)
     _write(fd, memoryview(gathered), what)
+
+
+def _whole_size(data: Iterable[Buffer]) -> int:
+    """Return how many bytes there are, 0 when only the end will tell."""
+    if isinstance(data, Sized):
+        return data.nbytes
+    return sum(memoryview(buffer).nbytes for buffer in data) if isinstance(data, Sequence) else 0
 
 
 def _write(fd: int, view: memoryview, what: str) -> None:
@@ -331,7 +334,7 @@ def _preallocate(fd: int, nbytes: int) -> None:
 
     By the system call itself: where there is no support, `os.posix_fallocate` writes into every block instead.
     """
-    if sys.platform != "linux" or nbytes < _GATHERED:
+    if sys.platform != "linux":
         return
     while _libc().fallocate(fd, 0, ctypes.c_int64(0), ctypes.c_int64(nbytes)):
         error = ctypes.get_errno()
@@ -339,6 +342,14 @@ def _preallocate(fd: int, nbytes: int) -> None:
             return
         if error != errno.EINTR:
             raise OSError(error, os.strerror(error))
+
+
+def _begin_write_back(fd: int, start: int, nbytes: int) -> None:
+    """Let the system begin to write a range to the disk, so that the sync at the end finds little left to do."""
+    if sys.platform == "linux":
+        begin = 2  # linux/fs.h: SYNC_FILE_RANGE_WRITE
+        # What goes wrong here is told by the sync, which is what counts.
+        _libc().sync_file_range(fd, ctypes.c_int64(start), ctypes.c_int64(nbytes), begin)
 
 
 def _cloned(source: int, fd: int) -> bool:

@@ -22,19 +22,17 @@ from pathlib import Path
 from typing import Literal, final
 from urllib.parse import unquote
 
-from milepost.errors import CommitUnknownError, NotFoundError, StorageError, message
-from milepost.stores import (
+from milepost.errors import CommitUnknownError, NotFoundError, StorageError, failing, message
+from milepost.stores import Buffer, Claim, Hold, Mode, ObjectInfo, direct, files
+from milepost.stores.direct import Ring, Scratch
+from milepost.stores.files import ABSENT, NO_LINKS, Folder
+from milepost.stores.keys import (
     TEMPORARY,
     TRASH,
-    Buffer,
-    Claim,
-    Hold,
-    Mode,
-    ObjectInfo,
     busy,
+    check_limit,
     exists,
     fenced,
-    files,
     not_found,
     place,
     plain_name,
@@ -44,7 +42,6 @@ from milepost.stores import (
     slot_segments,
     too_short,
 )
-from milepost.stores.files import ABSENT, NO_LINKS, Folder, failing
 
 Parts = tuple[str, ...]
 
@@ -75,6 +72,7 @@ class LocalStore:
         self.path = Path(os.path.abspath(path))
         self._create = create
         self._lock = threading.Lock()
+        self._ring, self._scratch = Ring(), Scratch()
         # Folders whose own name is known to be durable; whose entries wait for a sync; and whose sync failed while
         # entries waited, which no later sync can make good.
         self._durable: set[Parts] = set()
@@ -92,19 +90,31 @@ class LocalStore:
         with folder:
             self._put(folder, parts[:-1], name, data, mode=mode, flush=flush)
 
-    def get(self, key: str, *, start: int = 0, length: int | None = None, out: memoryview | None = None) -> memoryview:
+    def get(
+        self, key: str, *, start: int = 0, length: int | None = None, out: memoryview | None = None,
+        limit: int | None = None,
+    ) -> memoryview:  # fmt: skip
         where = place(self.url, key)
         with self._opened(key) as (fd, nbytes), failing(f"cannot read {where}"):
+            check_limit(where, nbytes, limit)
             length = range_length(where, nbytes, start, length, out)
             try:
                 view = memoryview(bytearray(length)) if out is None else out
             except (MemoryError, OverflowError) as error:
                 raise StorageError(f"cannot read {where}: no memory for {length} bytes", code="exhausted") from error
             if length:
-                found = files.read_into(fd, start, view.cast("B"))
+                data = view.cast("B")
+                found = direct.read(fd, start, data, self._scratch)
+                if found < length:
+                    found += files.read_into(fd, start + found, data[found:])
                 if found < length:
                     raise too_short(where, start + length, start + found)
         return view
+
+    def forget(self, key: str) -> None:
+        with self._opened(key) as (fd, _), failing(f"cannot read {place(self.url, key)}"):
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def map(self, key: str) -> memoryview:
         with self._opened(key) as (fd, nbytes), failing(f"cannot map {place(self.url, key)}"):
@@ -275,7 +285,7 @@ class LocalStore:
     ) -> Generator[str]:
         """Write a temporary file; give its name; remove it if it cannot be published."""
         name = TEMPORARY + secrets.token_hex(8)
-        files.write_file(folder, name, data, what, clone_of)
+        files.write_file(folder, name, data, what, self._ring, clone_of)
         try:
             yield name
         except BaseException:
@@ -465,7 +475,8 @@ class _FileHold:
         with _forking:
             if self in _held:
                 _held.remove(self)
-                os.close(self.fd)
+                with suppress(OSError):  # nothing was written through it, so there is nothing to lose
+                    os.close(self.fd)
 
     def __enter__(self) -> Hold:
         return self

@@ -13,13 +13,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, final
 
-from milepost.stores import (
-    Buffer,
-    Claim,
-    Hold,
-    Mode,
-    ObjectInfo,
+from milepost.stores import Buffer, Claim, Hold, Mode, ObjectInfo
+from milepost.stores.keys import (
     busy,
+    check_limit,
     exists,
     fenced,
     not_found,
@@ -215,15 +212,22 @@ class ModelStore:
         segments(key)
         self._perform(Call("put", key, _gathered(data), overwrite=mode == "overwrite"))
 
-    def get(self, key: str, *, start: int = 0, length: int | None = None, out: memoryview | None = None) -> memoryview:
+    def get(
+        self, key: str, *, start: int = 0, length: int | None = None, out: memoryview | None = None,
+        limit: int | None = None,
+    ) -> memoryview:  # fmt: skip
         segments(key)
         if out is not None and length is not None and out.nbytes != length:
             raise ValueError(f"{place(self.url, key)}: length={length}, out of {out.nbytes} bytes")
         data = self._perform(Call("get", key, start=start, length=out.nbytes if out is not None else length))
+        check_limit(place(self.url, key), start + len(data), limit)
         if out is None:
             return memoryview(bytearray(data))
         out.cast("B")[:] = data
         return out
+
+    def forget(self, key: str) -> None:
+        self.get(key, length=0)
 
     def map(self, key: str) -> memoryview:
         return self.get(key)

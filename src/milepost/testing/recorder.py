@@ -16,12 +16,12 @@ class Call:
     """One system call on a file or folder.
 
     Attributes:
-        name: create (an open that made a file), open (any other), write, fsync, chmod, link, rename, unlink, mkdir or
-            rmdir.
+        name: create (an open that made a file), open (any other), write, truncate, fsync, chmod, link, rename, unlink,
+            mkdir or rmdir.
         path: what it was done to, relative to the recorder's folder, which is `.`; a folder's path ends with `/`.
         target: the new name of a link or rename.
         inode: the file's or folder's number.
-        offset: where a write began.
+        offset: where a write began, or the size that a file was cut to.
         data: what it wrote.
     """
 
@@ -73,6 +73,8 @@ class Recorder:
             "open": self._open,
             "close": self._close,
             "write": self._write,
+            "pwrite": self._pwrite,
+            "ftruncate": self._ftruncate,
             "fsync": self._fsync,
             "fchmod": self._fchmod,
             "link": self._link,
@@ -138,12 +140,22 @@ class Recorder:
         self._real["close"](fd)
 
     def _write(self, fd: int, data: Any) -> int:
+        return self._written(fd, data, lambda view: self._real["write"](fd, view), None)
+
+    def _pwrite(self, fd: int, data: Any, offset: int) -> int:
+        return self._written(fd, data, lambda view: self._real["pwrite"](fd, view, offset), offset)
+
+    def _written(self, fd: int, data: Any, function: Callable[[memoryview], int], offset: int | None) -> int:
         if fd not in self._paths:
-            return self._real["write"](fd, data)
-        data = memoryview(data)[: self._largest]
-        inode, offset = os.fstat(fd).st_ino, os.lseek(fd, 0, os.SEEK_CUR)
-        call = Call("write", self._relative(self._paths[fd], False), "", inode, offset, bytes(data))
-        return self._did(call, lambda: self._real["write"](fd, data))
+            return function(memoryview(data))
+        view = memoryview(data)[: self._largest]
+        start = os.lseek(fd, 0, os.SEEK_CUR) if offset is None else offset
+        call = Call("write", self._relative(self._paths[fd], False), "", os.fstat(fd).st_ino, start, bytes(view))
+        return self._did(call, lambda: function(view))
+
+    def _ftruncate(self, fd: int, nbytes: int) -> None:
+        call = Call("truncate", self._relative(self._full(fd, None), False), "", os.fstat(fd).st_ino, nbytes)
+        self._did(call, lambda: self._real["ftruncate"](fd, nbytes))
 
     def _fsync(self, fd: int) -> None:
         full = self._full(fd, None)

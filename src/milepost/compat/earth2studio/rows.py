@@ -1,56 +1,114 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of one process: native checkpoints of one root, their step a counter."""
+"""The rows of one process: checkpoints of milepost in one root, their step a counter."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import math
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeAlias, cast, final
 
 import numpy as np
 
 import milepost as mp
-from milepost.compat.earth2studio.codec import Decoder, Encoder
-from milepost.compat.earth2studio.entry import CheckpointEntry
-from milepost.compat.earth2studio.errors import CheckpointError, translated
+from milepost.compat.earth2studio.states import CheckpointError, translated
+from milepost.policy import Saved
+from milepost.state import load_value, stored
 
 _log = logging.getLogger("milepost")
+CheckpointLevel: TypeAlias = Literal[0, 1, 2]
 _RECORD = "earth2studio"
 _SMALL_NBYTES = 1024
-_PLAIN = (bool, int, float, complex, str, bytes)
-Row: TypeAlias = tuple[CheckpointEntry, mp.Checkpoint]
-Mode: TypeAlias = Literal["overwrite", "append"]
+_Row: TypeAlias = "tuple[CheckpointEntry, mp.Checkpoint]"
 
 
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """What one row is made of.
-
-    Attributes:
-        commit_id: its name.
-        labels, metadata, write_count: what the session says.
-        states: key -> stored tree of a component's state.
-        records: state id -> what identifies it: its key, schema and digest of the schema.
-        finished: whether the row ends a work item.
-        parent: the row that the session went on from.
-    """
+@dataclasses.dataclass(frozen=True)
+class CheckpointEntry:
+    """One committed row: whose it is, what the workflow wrote, when (UTC, ISO 8601), and which states are in it."""
 
     commit_id: str
-    labels: Mapping[str, Any]
-    metadata: Mapping[str, Any]
+    labels: dict[str, Any]
+    metadata: dict[str, Any]
+    metadata_keys: tuple[str, ...]
     write_count: int
-    states: Mapping[str, Any]
-    records: Mapping[str, Any]
-    finished: bool
-    parent: str | None
+    saved_at: str
+    rank: int
+    world_size: int
+    state_ids: tuple[str, ...]
+
+    @property
+    def lead_time(self) -> Any:
+        return self.metadata.get("lead_time")
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        return self.metadata_keys
+
+
+def table(entries: Sequence[CheckpointEntry]) -> list[str]:
+    labels = sorted({name for entry in entries for name in entry.labels})
+    names = sorted({name for entry in entries for name in entry.metadata})
+    lines = [["id", *labels, *names, "write_count", "saved_at"]]
+    for index, entry in enumerate(entries):
+        cells = [*map(entry.labels.get, labels), *map(entry.metadata.get, names), entry.write_count, entry.saved_at]
+        lines.append([str(index), *map(_shown, cells)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _shown(value: Any) -> str:
+    if type(value) is np.timedelta64 and value.dtype.str[4:5] not in ("", "Y", "M"):
+        hours = value.astype("m8[h]")
+        return str(hours if hours == value else value)
+    shape: Any = getattr(value, "shape", ())
+    text = f"{value.dtype}{list(shape)}" if shape else "" if value is None else str(value)
+    return text if len(text) <= 32 else f"{text[:31]}…"
+
+
+def _is_small(value: Any) -> bool:
+    """Return whether metadata lies in the record itself, where listing reads it; the rest is stored as leaves."""
+    if value is None or type(value) in (bool, int, float, complex, str, bytes) or isinstance(value, np.generic):
+        return True
+    if isinstance(value, np.ndarray):
+        array = cast("np.ndarray[Any, Any]", value)
+        return array.nbytes <= _SMALL_NBYTES and not array.dtype.hasobject
+    if type(value) in (list, tuple):
+        return len(value) <= _SMALL_NBYTES // 8 and all(map(_is_small, value))
+    return type(value).__module__ == "datetime"
+
+
+def plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metadata with arrays of one element as that element; NumPy scalars stay what they are."""
+    return {name: _scalar(value) for name, value in metadata.items()}
+
+
+def _scalar(value: Any) -> Any:
+    if not hasattr(value, "__setitem__") or math.prod(getattr(value, "shape", (0,))) != 1:
+        return value
+    return value.reshape(-1)[0] if type(value).__module__ == "numpy" else value.item()
+
+
+@dataclasses.dataclass(frozen=True)
+class _EachLabel:
+    """Keeps the newest rows of each work item."""
+
+    n: int
+
+    def keep(self, history: Sequence[Saved]) -> dict[int, str]:
+        groups: dict[str, list[int]] = {}
+        for saved in history:
+            labels = saved.metadata.get(_RECORD, {}).get("labels", {})
+            groups.setdefault(repr(sorted(labels.items())), []).append(saved.step)
+        return {step: str(self) for steps in groups.values() for step in steps[-self.n :]}
+
+    def __str__(self) -> str:
+        return f"last {self.n} of each label"
 
 
 def record_of(row: mp.Checkpoint) -> dict[str, Any]:
-    """Return what this door keeps in a native checkpoint's metadata."""
     found = row.metadata.get(_RECORD)
     if found is None:
         raise CheckpointError(f"{row!r} was saved by another program\n  Give the run a path of its own.")
@@ -59,182 +117,112 @@ def record_of(row: mp.Checkpoint) -> dict[str, Any]:
 
 @final
 class Rows:
-    """Reads and writes the rows; nothing is read or written before it is asked for."""
+    """What a checkpoint has on disk; nothing is read or written before it is asked for."""
 
-    def __init__(
-        self, path: Path, rank_path: Path, *, name: str, mode: Mode, history_size: int | None, rank: int, size: int
-    ) -> None:
-        self._path, self._rank_path = path, rank_path
-        self._mode: Mode = mode
-        self._history, self._rank, self._size = history_size, rank, size
-        self._identity = {"name": name, "world_size": size}
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+        self._identity = {"name": owner.name, "world_size": owner.world_size}
         self._saver: mp.Checkpointer | None = None
         self._users = 0
 
-    # --- reading
-
-    def read(self, *, warn: bool = True) -> list[Row]:
+    def read(self, *, warn: bool = True) -> list[_Row]:
         """Return the rows in the order of their commits; a damaged one is left out, with a warning."""
+        found: list[_Row] = []
         with translated():
             catalog = self._opened()
-            steps = [] if catalog is None else sorted(catalog)
-            found: list[Row] = []
-            for step in steps:
-                assert catalog is not None
+            for step in [] if catalog is None else sorted(catalog):
                 try:
-                    row = catalog[step]
+                    row = cast("mp.Catalog", catalog)[step]
                     found.append((self._entry(row), row))
                 except mp.CorruptionError as error:
                     what = f"a row is left out: {error}".partition("\n")[0]
-                    if warn:
-                        warnings.warn(what, RuntimeWarning, stacklevel=3)
-                    else:
-                        _log.warning(what)
+                    warnings.warn(what, RuntimeWarning, stacklevel=3) if warn else _log.warning(what)
                 except mp.NotFoundError:
                     continue  # deleted since it was listed
-            return found
+        return found
 
     def _opened(self) -> mp.Catalog | None:
         try:
-            catalog = mp.open(self._rank_path)
+            catalog = mp.open(self._owner.rank_path)
         except mp.NotFoundError:
-            self._check_neighbours()
-            return None
-        there = catalog.metadata
-        if there != self._identity:
+            return self._check_neighbours()
+        if (there := catalog.metadata) != self._identity:
             raise CheckpointError(
-                f"{self._rank_path} belongs to another run: {_told(there)}; this is {_told(self._identity)}\n"
+                f"{self._owner.rank_path} belongs to another run: {there}; this is {self._identity}\n"
                 "  Open it with the same name and the same number of processes, or give this run another path."
             )
         return catalog
 
     def _check_neighbours(self) -> None:
         """Refuse to begin anew beside rows that the user most likely means."""
-        if (self._rank_path / "catalog.json").exists() or (self._rank_path / "commits").is_dir():
+        if (self._owner.rank_path / "catalog.json").exists() or (self._owner.rank_path / "commits").is_dir():
             raise CheckpointError(
-                f"{self._rank_path} was written by Earth2Studio itself\n"
+                f"{self._owner.rank_path} was written by Earth2Studio itself\n"
                 "  Give this run another path; the documentation of this door shows how to bring the rows along."
             )
-        others = [self._path, *sorted(self._path.glob("rank_*"))] if self._path.is_dir() else []
-        for other in others:
+        for other in [self._owner.path, *sorted(self._owner.path.glob("rank_*"))] if self._owner.path.is_dir() else []:
             with suppress(mp.NotFoundError):
-                there = mp.open(other).metadata
-                if there.get("world_size") != self._size:
+                if (size := mp.open(other).metadata.get("world_size")) != self._owner.world_size:
                     raise CheckpointError(
-                        f"{self._path} was written by {there.get('world_size')} processes, and this is one of"
-                        f" {self._size}\n  Use the same number, or give this run another path."
+                        f"{self._owner.path} was written by {size} processes, and this is one of"
+                        f" {self._owner.world_size}\n  Use the same number, or give this run another path."
                     )
 
     def _entry(self, row: mp.Checkpoint) -> CheckpointEntry:
         record = record_of(row)
-        metadata = dict(record["metadata"])
+        found: dict[str, Any] = dict(record["metadata"])
         if record["leaves"]:
-            metadata |= Decoder(None, {}).value(row.at("metadata").load(frameworks="saved"))
-        metadata = {name: metadata[name] for name in record["names"]}
+            found |= load_value(row.at("metadata"))
+        metadata: dict[str, Any] = {name: found[name] for name in record["names"]}
         return CheckpointEntry(
             record["commit_id"], dict(record["labels"]), metadata, tuple(metadata), record["write_count"],
             row.created.isoformat(), record["rank"], record["world_size"], tuple(record["states"]),
         )  # fmt: skip
 
-    # --- writing
-
-    def enter(self) -> None:
-        """Keep the writer's lock from the first commit on, until as many calls of `leave`."""
+    @contextmanager
+    def writing(self) -> Generator[None]:
+        """Keep the writer's lock from the first commit within to the end, whoever else needs it too."""
         self._users += 1
-
-    def leave(self) -> None:
-        """Give the writer's lock back, if nobody else needs it."""
-        self._users -= 1
-        if self._users == 0 and self._saver is not None:
-            self._saver.close()
-            self._saver = None
-
-    def commit(self, commit: Commit) -> Row:
-        """Make a row, durable when this returns."""
-        self.enter()
         try:
-            with translated():
-                row = self._saved(commit)
-                entry = self._entry(row)
-                if self._history is not None:
-                    self._prune(self._history)
-            return entry, row
+            yield
         finally:
-            self.leave()
+            self._users -= 1
+            if self._users == 0 and self._saver is not None:
+                self._saver.close()
+                self._saver = None
 
-    def _saved(self, commit: Commit) -> mp.Checkpoint:
-        small = {name: value for name, value in commit.metadata.items() if _is_small(value)}
-        encoder = Encoder({})
-        large = {name: value for name, value in commit.metadata.items() if name not in small}
-        leaves = encoder.tree(large, "metadata")
-        if encoder.objects:
-            raise mp.UnsupportedLeafError("metadata holds an object with a state of its own\n  Bind it as a state.")
-        record = {
-            "commit_id": commit.commit_id, "mode": self._mode, "rank": self._rank, "world_size": self._size,
-            "labels": dict(commit.labels), "metadata": small, "names": list(commit.metadata), "leaves": bool(leaves),
-            "write_count": commit.write_count, "states": dict(commit.records), "finished": commit.finished,
-            "parent": commit.parent,
-        }  # fmt: skip
-        tree = {"states": dict(commit.states), "metadata": leaves}
-        while True:
-            saver, step = self._next_step()
-            try:
-                return saver.save(step, tree, metadata={_RECORD: record}).result()
-            except mp.ConflictError as error:
-                if error.code not in ("exists", "behind"):
-                    raise  # else another thread took that step: take the next
+    def commit(self, record: Mapping[str, Any], metadata: Mapping[str, Any], states: Mapping[str, Any]) -> _Row:
+        """Make a row, durable when this returns."""
+        small = {name: value for name, value in metadata.items() if _is_small(value)}
+        large = {name: value for name, value in metadata.items() if name not in small}
+        with self.writing(), translated():
+            tree = {"states": dict(states), "metadata": stored(large, "metadata")}
+            own = {"mode": self._owner.mode, "rank": self._owner.rank, "world_size": self._owner.world_size}
+            full = {**record, **own, "metadata": small, "names": list(metadata), "leaves": bool(large)}
+            while True:
+                try:
+                    saver, step = self._next_step()
+                    row = saver.save(step, tree, metadata={_RECORD: full}).result()
+                    return self._entry(row), row
+                except mp.ConflictError as error:
+                    if error.code not in ("exists", "behind"):
+                        raise  # else another thread took that step: take the next
 
     def _next_step(self) -> tuple[mp.Checkpointer, int]:
-        if self._saver is None:
-            self._saver = self._open()
+        self._saver = self._saver or self._open()
         try:
             latest = self._saver.catalog.latest()
-        except mp.CorruptionError:
-            return self._past_damage()
-        return self._saver, 0 if latest is None else latest.step + 1
-
-    def _past_damage(self) -> tuple[mp.Checkpointer, int]:
-        """Go on from the newest whole row: damaged ones after it are no longer in the line, and stay as they are."""
-        assert self._saver is not None
-        self._saver.close()
+            return self._saver, 0 if latest is None else latest.step + 1
+        except mp.CorruptionError:  # damaged rows are no longer in the line, and stay as they are
+            self._saver.close()
         rows = self.read(warn=False)
-        self._saver = self._open(rows[-1][1] if rows else None)
+        self._saver = self._open(rows[-1][1] if rows else "nothing")
         return self._saver, max(self._saver.catalog, default=-1) + 1
 
-    def _open(self, start: mp.Checkpoint | None = None) -> mp.Checkpointer:
+    def _open(self, start: mp.Checkpoint | Literal["nothing"] | None = None) -> mp.Checkpointer:
         self._opened()
-        # Rows go by label here, which no keep policy sees. The folder may hold those of single ranks, too.
+        keep = "all" if self._owner.history_size is None else _EachLabel(self._owner.history_size)
+        # The folder may hold those of single ranks, too.
         return mp.Checkpointer(
-            self._rank_path, save="first", keep="all", metadata=self._identity, resume_from=start, shared=True
+            self._owner.rank_path, save="first", keep=keep, metadata=self._identity, resume_from=start, shared=True
         )
-
-    def _prune(self, history_size: int) -> None:
-        assert self._saver is not None
-        groups: dict[str, list[mp.Checkpoint]] = {}
-        for entry, row in self.read(warn=False):
-            groups.setdefault(repr(sorted(entry.labels.items())), []).append(row)
-        for rows in groups.values():
-            for row in rows[:-history_size]:
-                if row.info.pins:
-                    continue
-                try:
-                    self._saver.catalog.delete(row.step)
-                except mp.CheckpointError as error:  # the new row is there: a failed deletion must not say otherwise
-                    _log.warning("a row is saved, but an older one stays: %s", error)
-
-
-def _told(identity: Mapping[str, Any]) -> str:
-    return f"{identity.get('name')!r} of {identity.get('world_size')} processes"
-
-
-def _is_small(value: Any) -> bool:
-    """Return whether metadata lies in the record itself, where listing reads it; the rest is stored as leaves."""
-    if value is None or type(value) in _PLAIN or isinstance(value, np.generic):
-        return True
-    if isinstance(value, np.ndarray):
-        array = cast("np.ndarray[Any, Any]", value)
-        return array.nbytes <= _SMALL_NBYTES and not array.dtype.hasobject
-    if type(value) in (list, tuple) and len(value) <= _SMALL_NBYTES // 8:
-        items: Sequence[Any] = value
-        return all(map(_is_small, items))
-    return type(value).__module__ == "datetime"

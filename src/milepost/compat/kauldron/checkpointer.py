@@ -4,24 +4,31 @@
 from __future__ import annotations
 
 import datetime as dt
+import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, final
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
 import milepost as mp
-from milepost.compat.kauldron.items import DEFAULT, has_state, is_top_level, named, restored, saved, wanted
-from milepost.compat.kauldron.items import donate as free
-from milepost.compat.kauldron.retention import kept_by, plain_metrics
+from milepost.compat.kauldron.items import DEFAULT, restored, saved
+from milepost.compat.orbax.options import MultiprocessingOptions
+from milepost.compat.orbax.preservation_policy import EveryNSteps
 
 _T = TypeVar("_T")
-_STEPS = mp.StepFormat(prefix="ckpt_")
+_WORKDIR: Any = None
 
 
 class BaseCheckpointer(ABC):
     """What a trainer asks of a checkpointer; a context manager that closes it."""
+
+    latest_step: Any = None
+    all_steps: Any = ()
 
     @abstractmethod
     def restore(self, state: Any, *, step: int = -1, noop_if_missing: bool = False, donate: bool = True) -> Any: ...
@@ -32,22 +39,7 @@ class BaseCheckpointer(ABC):
     @abstractmethod
     def maybe_save(self, state: Any, *, step: int, force: bool = False) -> bool: ...
 
-    @property
-    def latest_step(self) -> int | None:
-        return None
-
-    @property
-    def all_steps(self) -> Sequence[int]:
-        return []
-
-    def iter_new_checkpoints(
-        self,
-        *,
-        min_interval_secs: float = 0,
-        seconds_to_sleep: float = 1,
-        timeout: float | None = None,
-        timeout_fn: Callable[[], bool] | None = None,
-    ) -> Iterator[int]:
+    def iter_new_checkpoints(self, *_: Any, **__: Any) -> Iterator[int]:
         yield from ()
 
     def reload(self) -> None: ...  # noqa: B027 what a checkpointer need not do
@@ -61,27 +53,10 @@ class BaseCheckpointer(ABC):
         self.close()
 
 
-@dataclass(frozen=True)
-class MultiprocessingOptions:
-    """As Orbax's; only their defaults are taken: one process saves."""
-
-    primary_host: int | None = 0
-    active_processes: set[int] | None = None
-    barrier_sync_key_prefix: str | None = None
-
-
-_ALONE = vars(MultiprocessingOptions())
-
-
-@final
-class _Unset:
-    """Stands for `cfg.workdir`, which a trainer puts in."""
-
-    def __repr__(self) -> str:
-        return "cfg.workdir"
-
-
-_UNSET = _Unset()
+_original: Any = import_module("kauldron.checkpoints") if find_spec("kauldron") else None
+if not TYPE_CHECKING and _original:
+    # A Trainer takes only checkpointers of Kauldron's own base class, and puts its `workdir` where this mark is.
+    BaseCheckpointer, _WORKDIR = _original.BaseCheckpointer, _original.Checkpointer.workdir
 
 
 @final
@@ -89,24 +64,10 @@ _UNSET = _Unset()
 class Checkpointer(BaseCheckpointer):
     """Saves the states of one run below `workdir/checkpoints`; a value that can be compared, until it is used.
 
-    Args:
-        workdir: the run's folder.
-        save_interval_steps: save at multiples of it, and at the first step that is asked about.
-        max_to_keep: how many stay, the newest, or with `best_metric_path` the best; None for all.
-        keep_time_interval: keep one in each such span, too.
-        keep_period: keep the multiples of it, too.
-        save_on_steps: save at these steps, too.
-        best_metric_path: dotted path of the metric that says which are the best; may hold `*`.
-        preservation_policy: says in place of `max_to_keep` what stays: a keep policy of milepost, or an object with
-            Orbax's `should_preserve`.
-        best_mode: `max` or `min`.
-        multiprocessing_options: its defaults.
-        never_save_step_zero: step 0 is not due.
-        lightweight_initialize, cleanup_orphaned_snapshots, fast: taken, and nothing left to do for them.
-        create: make the folder when it is not there.
+    docs/doors/kauldron.md says of each field what it does here.
     """
 
-    workdir: Any = _UNSET
+    workdir: Any = _WORKDIR
     save_interval_steps: int
     max_to_keep: int | None = 3
     keep_time_interval: dt.timedelta | None = None
@@ -123,8 +84,6 @@ class Checkpointer(BaseCheckpointer):
     create: bool = True
     _open: dict[str, Any] = field(default_factory=dict[str, Any], init=False, repr=False, compare=False)
 
-    # --- restore
-
     def restore(self, state: _T, *, step: int = -1, noop_if_missing: bool = False, donate: bool = True) -> _T:
         """Return the state of a step, -1 for the latest. With `donate`, the arrays of `state` are freed afterwards.
 
@@ -135,22 +94,12 @@ class Checkpointer(BaseCheckpointer):
         self._finished()
         if noop_if_missing and self.latest_step is None:
             return state
-        result = self._read(find(self._directory, step), state)
-        if donate:
-            free(state, result)
-        return result
-
-    def _read(self, checkpoint: mp.Checkpoint, state: Any) -> Any:
+        checkpoint = find(self._directory, step)
         with checkpoint.lease():
-            if not is_top_level(state):
-                return restored(checkpoint.at(DEFAULT), state)
-            # Read before anything takes its state: a failed read then changes nothing.
-            order = sorted(named(state).items(), key=lambda pair: has_state(wanted(pair[1])))
-            read = {name: restored(checkpoint.at(name), item) for name, item in order}
-        fields = {name: read[DEFAULT if name == state.DEFAULT_ITEM else name] for name in state._fields}
-        return type(state)(**fields)
-
-    # --- save
+            result = restored(checkpoint, state)
+        if donate:
+            _freed(state, result)
+        return result
 
     def should_save(self, step: int) -> bool:
         """Return whether a step is due; every step is as long as there is no checkpoint."""
@@ -163,20 +112,21 @@ class Checkpointer(BaseCheckpointer):
         """Begin to save a step that is due, any step with `force`; returns whether it did.
 
         Raises:
-            ValueError: the step is there already; or a metric is no number, text or array.
+            ValueError: the step is there already; or the state or a metric cannot be stored.
         """
-        said = plain_metrics(metrics)
+        if not isinstance(metrics or {}, Mapping):
+            raise ValueError(f"metrics: expected a dict, found a {type(metrics).__name__}")
         if not force and not self.should_save(step):
             return False
-        tree = {name: saved(item) for name, item in named(state).items()}
-        latest = self.latest_step
+        reason = "forced" if force else f"every {self.save_interval_steps} steps"
         try:
-            pending = self._saver().save(step, tree, metrics=said, behind=latest is not None and step < latest)
+            self._open["pending"] = self._saver().save(step, saved(state), metrics=metrics, reason=reason, behind=True)
         except mp.ConflictError as error:
             if error.code == "exists":
                 raise ValueError(f"step {step} is in {self._directory} already") from error
             raise
-        self._open["pending"] = pending
+        except mp.UnsupportedLeafError as error:
+            raise ValueError(str(error)) from error
         return True
 
     def maybe_save(self, state: Any, *, step: int, force: bool = False) -> bool:
@@ -184,16 +134,10 @@ class Checkpointer(BaseCheckpointer):
         return self.should_save(step) and self.save(state, step=step, force=force)
 
     def delete(self, step: int) -> None:
-        """Remove a step.
-
-        Raises:
-            FileNotFoundError: it is not there.
-        """
+        """Remove a step; FileNotFoundError when it is not there."""
         self._finished()
-        catalog = self._catalog()
-        if catalog is None or step not in catalog:
-            raise FileNotFoundError(f"no checkpoint of step {step} in {self._directory}")
-        catalog.delete(step)
+        find(self._directory, step)
+        mp.open(self._directory).delete(step)
 
     def wait_until_finished(self) -> None:
         """Wait for the save in flight, and let others write until the next; raises its error, once."""
@@ -202,11 +146,8 @@ class Checkpointer(BaseCheckpointer):
     def close(self) -> None:
         """As `wait_until_finished`; a later save opens it again."""
         self._open.pop("pending", None)
-        saver = self._open.pop("saver", None)
-        if saver is not None:
+        if (saver := self._open.pop("saver", None)) is not None:
             saver.close()
-
-    # --- look
 
     @property
     def latest_step(self) -> int | None:
@@ -216,20 +157,17 @@ class Checkpointer(BaseCheckpointer):
     @property
     def all_steps(self) -> Sequence[int]:
         """The steps that are there, rising; one in flight counts."""
-        pending = self._open.get("pending")
-        in_flight = (
-            set[int]() if pending is None or pending.done() else {pending.step}
-        )  # before looking: none is missed
-        return sorted(in_flight.union(self._catalog() or ()))
+        pending = self._open.get("pending")  # asked before looking: none is missed
+        in_flight = set[int]() if pending is None or pending.done() else {pending.step}
+        return sorted(in_flight.union(_catalog(self._directory) or ()))
 
     def reload(self) -> None:
         """Look again; here every look does."""
 
     def item_metadata(self, step: int = -1) -> dict[str, Any]:
-        """Return the tree of a step with shape and dtype for leaves: of its only item, or of each by name."""
+        """Return the tree of a step, unread leaves with shape and dtype: of its only item, or of each by name."""
         self._finished()
-        found = find(self._directory, step)
-        tree = _described(found.tree)
+        tree = find(self._directory, step).tree
         return tree[DEFAULT] if list(tree) == [DEFAULT] else tree
 
     def iter_new_checkpoints(
@@ -242,49 +180,32 @@ class Checkpointer(BaseCheckpointer):
     ) -> Iterator[int]:
         """Yield the newest step each time there is a newer one; it cannot be deleted until the next is asked for.
 
-        Args:
-            min_interval_secs: time between two of them, at least.
-            seconds_to_sleep: time between two looks.
-            timeout: stop when there was none for so long, unless
-            timeout_fn: says False then.
+        Two come at least `min_interval_secs` apart. When there was none for `timeout` seconds it ends, unless
+        `timeout_fn` says False then.
         """
-        last, since, waiting = -1, -float("inf"), time.monotonic()
+        last, idle = -1, time.monotonic()
         while True:
-            found = self._newer(last) if time.monotonic() - since >= min_interval_secs else None
-            if found is not None:
-                checkpoint, lease = found
-                with lease:
-                    last, since = checkpoint.step, time.monotonic()
-                    yield checkpoint.step
-                waiting = max(time.monotonic(), since + min_interval_secs)
-                continue
-            if timeout is not None and time.monotonic() - waiting >= timeout:
+            catalog = _catalog(self._directory)
+            if catalog is None:
+                time.sleep(seconds_to_sleep)
+            new = (
+                ()
+                if catalog is None
+                else catalog.watch(which="newest", after=last, poll_s=seconds_to_sleep, timeout_s=timeout)
+            )
+            for checkpoint in new:
+                since, last = time.monotonic(), checkpoint.step
+                yield last
+                time.sleep(max(0.0, since + min_interval_secs - time.monotonic()))
+                idle = time.monotonic()
+            if timeout is not None and time.monotonic() - idle >= timeout:
                 if timeout_fn is None or timeout_fn():
                     return
-                waiting = time.monotonic()
-            time.sleep(seconds_to_sleep)
-
-    def _newer(self, last: int) -> tuple[mp.Checkpoint, Any] | None:
-        catalog = self._catalog()
-        newest = None if catalog is None else catalog.latest()
-        if newest is None or newest.step <= last:
-            return None
-        try:
-            return newest, newest.lease()
-        except mp.NotFoundError:
-            return None  # retired this moment: there is a newer one
-
-    # --- the run
+                idle = time.monotonic()
 
     @property
     def _directory(self) -> Path:
         return Path(self.workdir) / "checkpoints"  # a TypeError as long as `workdir` is not set
-
-    def _catalog(self) -> mp.Catalog | None:
-        if (saver := self._open.get("saver")) is not None:
-            saver.catalog.refresh()
-            return saver.catalog
-        return catalog_at(self._directory)
 
     def _finished(self) -> None:
         if (saver := self._open.get("saver")) is not None:
@@ -292,66 +213,83 @@ class Checkpointer(BaseCheckpointer):
 
     def _saver(self) -> mp.Checkpointer:
         if "saver" not in self._open:
-            if any(getattr(self.multiprocessing_options, name) != value for name, value in _ALONE.items()):
-                raise ValueError(f"{self.multiprocessing_options}: only its defaults are supported, one process saves")
-            if not self.create and not self._directory.exists():
-                raise FileNotFoundError(f"{self._directory} does not exist, and create=False")
+            options, where = self.multiprocessing_options, self._directory
+            if options.primary_host or len(options.active_processes or ()) > 1:
+                raise ValueError(f"{options}: only its defaults are supported, one process saves")
+            if self.create:
+                where.mkdir(0o770, parents=True, exist_ok=True)  # not for everybody to read
+            elif not where.exists():
+                raise FileNotFoundError(f"{where} does not exist, and create=False")
+            steps = mp.StepFormat(prefix="ckpt_")
             self._open["saver"] = mp.Checkpointer(
-                self._directory, save="first", keep=kept_by(self), step_format=_STEPS, shared=True
+                where, save="first", keep=self._keep(), step_format=steps, shared=True
             )
         return self._open["saver"]
 
+    def _keep(self) -> Any:
+        if (policy := self.preservation_policy) is not None:
+            return policy if hasattr(policy, "keep") else _Preserved(policy)
+        if self.max_to_keep is None:
+            return "all"
+        path, n = self.best_metric_path, self.max_to_keep
+        keep: Any = mp.Latest(n) if path is None else mp.Best(path, n, self.best_mode)
+        if self.keep_time_interval is not None:
+            keep |= mp.Every(seconds=self.keep_time_interval.total_seconds())
+        return keep if self.keep_period is None else keep | _Preserved(EveryNSteps(self.keep_period))
 
-def catalog_at(directory: Path) -> mp.Catalog | None:
-    """Return the checkpoints in a folder, None when there are none.
 
-    Raises:
-        FormatError: those of Kauldron itself are there.
-    """
+@dataclass(frozen=True)
+class _Preserved:
+    """Keeps what a policy of Orbax says."""
+
+    policy: Any
+
+    def keep(self, history: Sequence[Any]) -> dict[int, str]:
+        at = [dt.datetime.fromtimestamp(each.created_s, dt.UTC) for each in history]
+        seen = [SimpleNamespace(step=s.step, time=time, metrics=s.metrics) for s, time in zip(history, at, strict=True)]
+        flags = self.policy.should_preserve(seen, context=None)
+        return {each.step: str(self.policy) for each, flag in zip(history, flags, strict=True) if flag}
+
+
+def _catalog(directory: Path) -> mp.Catalog | None:
+    """Return the checkpoints in a folder, None when there are none; those of Kauldron itself are a FormatError."""
     try:
         return mp.open(directory)
     except mp.NotFoundError:
         if any(directory.glob("ckpt_*/_CHECKPOINT_METADATA")):
             raise mp.FormatError(
-                f"{directory} holds checkpoints of Kauldron itself, which milepost does not read\n"
-                "  Restore with the original's Checkpointer and save with this one, with a workdir of its own."
+                f"{directory} holds checkpoints of Kauldron itself\n"
+                "  `milepost import` brings them along, into a workdir of its own."
             ) from None
         return None
 
 
 def find(directory: Path, step: int) -> mp.Checkpoint:
-    """Return the checkpoint of a step, -1 for the latest.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    catalog = catalog_at(directory)
+    """Return the checkpoint of a step, -1 for the latest; FileNotFoundError when there is none."""
+    catalog = _catalog(directory)
     found = None if catalog is None else catalog.latest() if step == -1 else catalog.get(step)
     if found is None:
-        steps = sorted(catalog or ())
-        raise FileNotFoundError(f"no checkpoint{'' if step == -1 else f' of step {step}'} in {directory}: {steps}")
+        which = "" if step == -1 else f" of step {step}"
+        raise FileNotFoundError(f"no checkpoint{which} in {directory}: {sorted(catalog or ())}")
     return found
 
 
-@dataclass(frozen=True)
-class ArrayMetadata:
-    """What is known of a leaf without reading it."""
+def _freed(state: Any, result: Any) -> None:
+    """Free the JAX arrays of a state that was replaced: only now that the new one is there."""
+    jax: Any = sys.modules.get("jax")
+    if jax is not None:
+        kept = {id(leaf) for leaf in jax.tree.leaves(result)}
+        for leaf in jax.tree.leaves(state):
+            if isinstance(leaf, jax.Array) and id(leaf) not in kept and not leaf.is_deleted():
+                leaf.delete()
 
-    shape: tuple[int, ...]
-    dtype: Any
 
-
-def _described(tree: Any) -> Any:
-    if isinstance(tree, mp.LeafRef):
-        return ArrayMetadata(tree.spec.shape, tree.dtype)
-    if isinstance(tree, dict):
-        return {key: _described(value) for key, value in cast("dict[Any, Any]", tree).items()}
-    if isinstance(tree, list | tuple):
-        return [_described(value) for value in cast("Iterable[Any]", tree)]
-    return tree
+if _original:
+    _original.Checkpointer.register(Checkpointer)  # its evaluation jobs take no other
 
 
 @final
+@dataclass(frozen=True, kw_only=True)
 class NoopCheckpointer(BaseCheckpointer):
     """Saves nothing, and restores what it is given."""
 

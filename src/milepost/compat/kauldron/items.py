@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import milepost as mp
@@ -15,26 +16,21 @@ DEFAULT = "default"
 class CheckpointItem(ABC):
     """Something that says itself what is saved of it, and how it comes back.
 
-    The last of the hooks makes the item from what was read. Kauldron's own items have these hooks too; where they wrap
-    a tree in arguments of Orbax, the tree is taken out.
+    The hooks give the tree to save; the tree to restore into, None for whatever was saved; and the item for what was
+    read. Kauldron's own items have them too; where these wrap a tree in arguments of Orbax, it is taken out.
     """
 
     __slots__ = ()
 
-    @abstractmethod
     def __kd_ocp_handlers__(self) -> Any:
-        """Return handlers of Orbax; nothing here asks for them."""
+        return None  # nothing here asks for handlers of Orbax
 
     @abstractmethod
-    def __kd_ocp_save_args__(self) -> Any:
-        """Return the tree to save."""
-
+    def __kd_ocp_save_args__(self) -> Any: ...
     @abstractmethod
-    def __kd_ocp_restore_args__(self) -> Any:
-        """Return the tree to restore into, None for whatever was saved."""
+    def __kd_ocp_restore_args__(self) -> Any: ...
 
     def __kd_ocp_restore_post__(self, value: Any) -> Any:
-        """Return the item for what was read."""
         return value
 
 
@@ -42,9 +38,6 @@ class StandardCheckpointItem(CheckpointItem):
     """Mix-in for a tree of arrays. An instance of this very class stands for a tree that is not known."""
 
     __slots__ = ()
-
-    def __kd_ocp_handlers__(self) -> Any:
-        return None
 
     def __kd_ocp_save_args__(self) -> Any:
         return self
@@ -59,82 +52,80 @@ class TopLevelCheckpointItem(CheckpointItem):
     __slots__ = ()
     DEFAULT_ITEM: str | None = None
 
-    def __kd_ocp_handlers__(self) -> Any:
-        return None
-
     def __kd_ocp_save_args__(self) -> Any:
-        return {name: saved(item) for name, item in named(self).items()}
+        return saved(self)
 
     def __kd_ocp_restore_args__(self) -> Any:
-        return {name: wanted(item) for name, item in named(self).items()}
+        return {name: _tree(item, "restore") for name, item in _named(self).items()}
 
 
-def is_top_level(state: Any) -> bool:
-    return hasattr(state, "DEFAULT_ITEM") and hasattr(state, "_fields")
+def saved(state: Any) -> dict[str, Any]:
+    """Return what is stored of each item, by name."""
+    trees = {name: _tree(item, "save") for name, item in _named(state).items()}
+    return {name: None if tree is mp.SKIP else tree for name, tree in trees.items()}
 
 
-def named(state: Any) -> dict[str, Any]:
+def restored(checkpoint: mp.Checkpoint, state: Any) -> Any:
+    """Return the state as it was saved. Trees are read before any item takes its state: a failed read changes none."""
+    read: dict[str, Any] = {}
+    trees = [(name, item, _tree(item, "restore")) for name, item in _named(state).items()]
+    for name, item, tree in sorted(trees, key=lambda each: mp.is_stateful(each[2])):
+        part = checkpoint.at(name)
+        if tree is mp.SKIP:
+            value = item
+        elif tree is None:
+            value = part.load()
+        elif mp.is_stateful(tree):
+            _give(part, tree)
+            value = tree
+        else:
+            value = loaded(part, tree)
+        post = getattr(item, "__kd_ocp_restore_post__", None)
+        read[name] = value if post is None or value is item else post(value)
+    if not hasattr(state, "DEFAULT_ITEM"):
+        return read[DEFAULT]
+    return type(state)(*(read[DEFAULT if name == state.DEFAULT_ITEM else name] for name in state._fields))
+
+
+def loaded(saved: mp.Checkpoint, like: Any, left_out: Sequence[str] = ()) -> Any:
+    """Return a tree like another with what is saved; its dtypes win, as they did."""
+    try:
+        return saved.load(like, exclude=left_out, dtype="cast")
+    except mp.StructureError as error:
+        differ = [(each.kind, each.saved and each.saved.dtype) for each in error.mismatches]
+        if set(differ) != {("unexpected", "none")}:
+            raise
+    # What was imported from Orbax: it writes None for a named tuple without fields, too.
+    return saved.load(like, exclude=left_out, dtype="cast", unexpected="ignore")
+
+
+def _give(saved: mp.Checkpoint, owner: Any) -> None:
+    file = saved.leaves.get("process_0-of-1.json")  # what Grain wrote, imported from Orbax
+    if file is None:
+        saved.load_into(owner)
+    else:
+        state = bytes(file.read())
+        owner.set_state(state if isinstance(owner.get_state(), bytes) else json.loads(state))
+
+
+def _named(state: Any) -> dict[str, Any]:
     """Return the items of a state by the names they are saved under."""
-    if not is_top_level(state):
+    if not hasattr(state, "DEFAULT_ITEM"):
         return {DEFAULT: state}
     return {DEFAULT if name == state.DEFAULT_ITEM else name: getattr(state, name) for name in state._fields}
 
 
-_NOTHING: Any = object()
-
-
-def _hook(item: Any, name: str) -> Any:
-    """Return the tree that a hook of an item gives; itself when it has none, `_NOTHING` if it stores nothing."""
-    hook = getattr(item, f"__kd_ocp_{name}_args__", None)
+def _tree(item: Any, verb: str) -> Any:
+    """Return the tree that a hook of an item gives: itself when it has none, `mp.SKIP` when it stores nothing."""
+    hook = getattr(item, f"__kd_ocp_{verb}_args__", None)
     found = item if hook is None else hook()
     if all(kind.__name__ != "CheckpointArgs" for kind in type(found).__mro__):
         return found
     if hasattr(found, "item"):  # Orbax's own, and those of Grain
         return found.item
     if getattr(found, "value", None) is item:  # Kauldron's for iterators without a state
-        return _NOTHING
+        return mp.SKIP
     raise TypeError(
         f"a {type(item).__name__} is stored by a handler of Orbax alone ({type(found).__name__})\n"
         "  Give it `get_state()` and `set_state()`, or save an iterator that has them (Grain's)."
     )
-
-
-def saved(item: Any) -> Any:
-    tree = _hook(item, "save")
-    return None if tree is _NOTHING else tree
-
-
-def wanted(item: Any) -> Any:
-    return _hook(item, "restore")
-
-
-def restored(saved: mp.Checkpoint, item: Any) -> Any:
-    like = wanted(item)
-    if like is _NOTHING:
-        return item
-    if like is None:
-        value = saved.load()
-    elif has_state(like):
-        saved.load_into(like)
-        value = like
-    else:
-        value = saved.load(like, dtype="cast")  # the state's dtypes win, as they did
-    post = getattr(item, "__kd_ocp_restore_post__", None)
-    return value if post is None or value is item else post(value)
-
-
-def has_state(value: Any) -> bool:
-    return any(
-        callable(getattr(value, get, None)) and callable(getattr(value, put, None))
-        for get, put in (("state_dict", "load_state_dict"), ("get_state", "set_state"))
-    )
-
-
-def donate(state: Any, restored: Any) -> None:
-    """Free the JAX arrays of a state that was replaced: only now that the new one is there."""
-    jax: Any = sys.modules.get("jax")
-    if jax is not None:
-        kept = {id(leaf) for leaf in jax.tree.leaves(restored)}
-        for leaf in jax.tree.leaves(state):
-            if isinstance(leaf, jax.Array) and id(leaf) not in kept and not leaf.is_deleted():
-                leaf.delete()

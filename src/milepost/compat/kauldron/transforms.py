@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, final
 
 import milepost as mp
 from milepost.compat.kauldron.checkpointer import find
-from milepost.compat.kauldron.items import DEFAULT
+from milepost.compat.kauldron.items import DEFAULT, loaded
 
 
 class InitTransform(ABC):
-    """Changes values of a new state, never its structure, shapes or dtypes."""
+    """Changes values of a new state, never its structure, shapes or dtypes; a context manager."""
 
     @abstractmethod
     def transform(self, state: Any) -> Any:
@@ -25,6 +25,14 @@ class InitTransform(ABC):
     def transform_after_optimizer(self, state: Any) -> Any:
         """Return the state with other values, once its optimizer is made."""
         return state
+
+    def close(self) -> None: ...  # noqa: B027 nothing is open between two calls
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 @final
@@ -54,23 +62,20 @@ class MultiTransform(InitTransform):
                 state = getattr(transform, phase)(state)
             except Exception as error:
                 first, *rest = error.args or ("",)
-                error.args = (f"{name}: {first}", *rest)
+                error.args = (f"init_transform {name!r} failed: {first}", *rest)
                 raise
         return state
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartialKauldronLoader(InitTransform):
-    """Copies parts of another run's state into a new one, which keeps its types and shardings; a context manager.
+    """Copies parts of another run's state into a new one, which keeps its types and shardings.
 
     Args:
-        workdir: the other run's.
-        new_to_old: dotted path in the new state -> in the saved one. Paths at or below `opt_state` wait for the
-            optimizer.
-        ignore_model_keys: globs over keys below a new path that stay as they are (`head.**`; `/` or `.` between names).
-        ignore_restored_keys: globs over saved keys that need not be in the new state.
-        step: of the other run, -1 for its latest.
-        lightweight_initialize: taken, and nothing left to do for it.
+        workdir, step: the other run's, -1 for its latest step.
+        new_to_old: path in the new state -> in the saved one. Those at or below `opt_state` wait for the optimizer.
+        ignore_model_keys: globs over keys below a new path that need not be saved (`head.**`).
+        ignore_restored_keys: globs over saved keys that are not taken, and need not be in the new state.
 
     Raises:
         ValueError: the parts differ otherwise.
@@ -90,34 +95,27 @@ class PartialKauldronLoader(InitTransform):
     def transform_after_optimizer(self, state: Any) -> Any:
         return self._copied(state, after=True)
 
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
     def _copied(self, state: Any, *, after: bool) -> Any:
-        paths = {new: old for new, old in self.new_to_old.items() if (new.split(".")[0] == "opt_state") == after}
-        if not paths:
+        parts = {new: old for new, old in self.new_to_old.items() if (_names(new)[0] == "opt_state") == after}
+        if not parts:
             return state
         checkpoint = find(Path(self.workdir) / "checkpoints", self.step)
         with checkpoint.lease():
-            for new, old in paths.items():
-                state = _with(state, new.split("."), lambda part, old=old: self._part(checkpoint, part, old))
+            for new, old in parts.items():
+                saved = checkpoint.at("/".join([DEFAULT, *_names(old)]))
+                state = _changed(state, _names(new), lambda part, saved=saved: self._read(saved, part))
         return state
 
-    def _part(self, checkpoint: mp.Checkpoint, part: Any, old: str) -> Any:
-        saved = checkpoint.at("/".join([DEFAULT, *old.split(".")]))
-        exclude = [glob.replace(".", "/") for glob in self.ignore_model_keys]
+    def _read(self, saved: mp.Checkpoint, part: Any) -> Any:
+        left_out = _matching(self.ignore_restored_keys, saved.leaves)
         try:
-            return saved.load(part, exclude=exclude, dtype="cast")
+            return loaded(saved, part, left_out)
         except mp.StructureError as error:
-            allowed = [glob.replace(".", "/") for glob in self.ignore_restored_keys]
-            if not error.mismatches or not all(
-                one.kind == "unexpected" and any(_matches(one.path, glob) for glob in allowed)
-                for one in error.mismatches
-            ):
+            missing = [each.path for each in error.mismatches if each.kind == "missing"]
+            absent = _matching(self.ignore_model_keys, missing)
+            if not absent:
                 raise
-        return saved.load(part, exclude=exclude, dtype="cast", unexpected="ignore")
+        return loaded(saved, part, left_out + absent)  # or tells what else differs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,32 +130,34 @@ class SimpleCheckpointLoader(InitTransform):
         return PartialKauldronLoader(workdir=self.workdir, step=self.step).transform(state)
 
     def transform_after_optimizer(self, state: Any) -> Any:
-        if not self.load_opt_state:
-            return state
-        paths = {"opt_state": "opt_state"}
-        loader = PartialKauldronLoader(workdir=self.workdir, step=self.step, new_to_old=paths)
+        parts = {"opt_state": "opt_state"} if self.load_opt_state else {}
+        loader = PartialKauldronLoader(workdir=self.workdir, step=self.step, new_to_old=parts)
         return loader.transform_after_optimizer(state)
 
 
-def _matches(path: str, glob: str) -> bool:
-    """Return whether a glob matches a path or a node above it: `*` within a name, `**` over any number of names."""
-    pattern = re.escape(glob).replace(r"/\*\*", "(?:/.*)?").replace(r"\*\*/", "(?:.*/)?")
-    pattern = pattern.replace(r"\*\*", ".*").replace(r"\*", "[^/]*")
-    return re.fullmatch(f"(?:{pattern})(?:/.*)?", path) is not None
+def _names(path: str) -> list[str]:
+    return re.split(r"[./\[]", path.replace("]", ""))
 
 
-def _with(tree: Any, names: Sequence[str], change: Callable[[Any], Any]) -> Any:
+def _matching(globs: Iterable[str], paths: Iterable[str]) -> list[str]:
+    """Return the paths at or below what a glob matches: `*` stands for one name, `**` for any number of them."""
+    rules = [
+        "".join("(.+/)?" if name == "**" else re.escape(name).replace(r"\*", "[^/]*") + "/" for name in _names(glob))
+        for glob in globs
+    ]
+    return [path for path in paths if any(re.match(rule, f"{path}/") for rule in rules)]
+
+
+def _changed(tree: Any, names: Sequence[str], change: Callable[[Any], Any]) -> Any:
     """Return a state in which one part is changed; its containers are copied, not changed."""
     if not names:
         return change(tree)
-    name, rest = names[0], names[1:]
+    name, *rest = names
     if isinstance(tree, Mapping):
         mapping = cast("Mapping[str, Any]", tree)
-        new = {**mapping, name: _with(mapping[name], rest, change)}
         kind: Any = type(cast("object", tree))
-        return new if kind is dict else kind(new)
-    new = {name: _with(getattr(tree, name), rest, change)}
-    for method in ("_replace", "replace"):  # of named tuples, and of Flax
-        if hasattr(tree, method):
-            return getattr(tree, method)(**new)
-    return replace(tree, **new)
+        return kind({**mapping, name: _changed(mapping[name], rest, change)})
+    if name.isdigit():
+        return type(tree)(_changed(each, rest, change) if i == int(name) else each for i, each in enumerate(tree))
+    new = {name: _changed(getattr(tree, name), rest, change)}
+    return tree._replace(**new) if hasattr(tree, "_replace") else replace(tree, **new)

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """KempnerForge's checkpointing, on milepost: the same names, another engine."""
 
-from milepost.compat.kempnerforge.checkpoint_manager import CheckpointManager
+from milepost.compat.kempnerforge.async_checkpointer import AsyncCheckpointer
+from milepost.compat.kempnerforge.checkpoint_manager import CheckpointManager, resolve_resume_path
 from milepost.compat.kempnerforge.config import (
     AsyncCheckpointMode,
     CheckpointConfig,
     DynamicCheckpointWindow,
     registry,
 )
-from milepost.compat.kempnerforge.resume import resolve_resume_path
 from milepost.compat.kempnerforge.shutdown import ShutdownHandler
-from milepost.compat.kempnerforge.staging import AsyncCheckpointer
 from milepost.compat.kempnerforge.train_state import (
     build_train_state,
     get_rng_state,

@@ -4,21 +4,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 
 import milepost as mp
-from milepost.compat.kempnerforge.config import AsyncCheckpointMode, CheckpointConfig, Schedule
-from milepost.compat.kempnerforge.export import write_safetensors
-from milepost.compat.kempnerforge.resume import catalog_at, newest_first, resolve_resume_path, say_skipped
-from milepost.compat.kempnerforge.staging import STEPS, PageLocked, refuse_many
-from milepost.compat.kempnerforge.train_state import build_train_state, restore_train_state
+from milepost.compat.kempnerforge.async_checkpointer import STEPS, check_alone, checked_mode, staged
+from milepost.compat.kempnerforge.config import AsyncCheckpointMode, CheckpointConfig
+from milepost.compat.kempnerforge.train_state import build_train_state, restore_train_state, torch_module
 
 _log = logging.getLogger("milepost")
+_WRAPPER = "_checkpoint_wrapped_module."
+"""What activation checkpointing puts into the names of parameters, but not into those of `state_dict`."""
 
 
 @final
@@ -36,17 +39,14 @@ class CheckpointManager:
         process_group: Any = None,
         pp_rank: int | None = None,
     ) -> None:
-        refuse_many(process_group)
-        self._config, self._model, self._optimizer = config, model, optimizer
-        self._dir = Path(config.dir).absolute()
+        check_alone(process_group)
+        self.config, self.model, self.optimizer, self.base_dir = config, model, optimizer, Path(config.dir).absolute()
+        self._module = getattr(model, "_orig_mod", model)  # what `torch.compile` wraps: names are those without it
         self._at = "" if pp_rank is None else f"pp{pp_rank}"
-        self._mode = AsyncCheckpointMode(config.async_mode)
-        self._staging = PageLocked() if self._mode == AsyncCheckpointMode.async_pinned else None
+        self._mode = checked_mode(config.async_mode)
         self._saver: mp.Checkpointer | None = None
         self._resumed: mp.Checkpoint | None = None
         self._loader_state: Any = None
-
-    # --- save
 
     def save(
         self,
@@ -60,19 +60,21 @@ class CheckpointManager:
         train = build_train_state(step, tokens_seen, scheduler, dataloader, extra)
         version, words, gauss = train["rng"]["python"]
         train["rng"]["python"] = (version, np.array(words, np.uint32), gauss)
-        for name in ("rng", "dataloader"):  # of each process its own
-            if name in train:
-                train[name] = mp.PerProcess(train[name])
-        parts = {"model": self._model, "optimizer": self._optimizer}
-        if self._staging is not None:
-            parts = self._staging.staged(parts)
+        # Random states and positions are those of each process.
+        train |= {name: mp.PerProcess(train[name]) for name in ("rng", "dataloader") if name in train}
         metadata: dict[str, Any] = {"step": step, "tokens_seen": tokens_seen}
         if freeze := (extra or {}).get("vlm_freeze"):
             metadata["vlm_freeze"] = [{"module": name, "frozen": is_} for name, is_ in sorted(_frozen(freeze).items())]
-        saver = self._opened()
-        saver.due(step)  # so that the reason is stored
+        parts: dict[str, Any] = {"model": self._module, "optimizer": self.optimizer}
+        if self._mode == AsyncCheckpointMode.async_pinned:
+            parts = staged(parts)
         tree = {**({self._at: parts} if self._at else parts), "train": train}
-        saver.save(step, tree, metadata=metadata, overwrite=True).add_done_callback(self._point_latest)
+        pin = "milestone" if self.config.is_dynamic_milestone(step) else None
+        reason = pin or (f"every {self.config.interval} steps" if self.config.should_save(step) else None)
+        saver = self._opened()
+        saver.save(
+            step, tree, metadata=metadata, reason=reason, pin=pin, overwrite=True
+        ).add_done_callback(self._point_latest)  # fmt: skip
         if self._mode == AsyncCheckpointMode.disabled:
             saver.wait()
 
@@ -88,27 +90,41 @@ class CheckpointManager:
 
     def _opened(self) -> mp.Checkpointer:
         if self._saver is None:
-            n = self._config.keep_last_n
+            keep = mp.Latest(self.config.keep_last_n) if self.config.keep_last_n > 0 else mp.All()
             self._saver = mp.Checkpointer(
-                self._dir, save=Schedule(self._config), keep=mp.Latest(n) if n > 0 else mp.All(), step_format=STEPS,
-                resume_from=self._resumed, shared=True,
-            )  # fmt: skip
+                self.base_dir, save="first", keep=keep, step_format=STEPS, resume_from=self._resumed, shared=True
+            )
             self._resumed = None
         return self._saver
 
     def _point_latest(self, pending: mp.PendingSave) -> None:
         """Swap the link `latest`, which scripts read; nothing here depends on it."""
         if not pending.failed:
-            (link := self._dir / "latest.tmp").unlink(missing_ok=True)
+            (link := self.base_dir / "latest.tmp").unlink(missing_ok=True)
             link.symlink_to(pending.result().info.slot)
-            link.replace(self._dir / "latest")
+            link.replace(self.base_dir / "latest")
 
     def export(self, folder: str | Path) -> Path:
-        """Write the model's weights to `folder/model.safetensors`, floating ones as `export_dtype`."""
-        path = Path(folder) / "model.safetensors"
-        return write_safetensors(path, self._model.state_dict(), self._config.export_dtype)
+        """Write the model's weights to `folder/model.safetensors`, floating ones as `export_dtype`.
 
-    # --- load
+        Raises:
+            ModuleNotFoundError: the package `safetensors` is not installed.
+        """
+        if (name := self.config.export_dtype) not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"export_dtype={name!r}: expected float32, bfloat16 or float16")
+        dtype = getattr(torch_module(), name)
+        weights = {
+            key: (value.to(dtype) if value.is_floating_point() else value).detach().cpu().contiguous().clone()
+            for key, value in self._module.state_dict().items()
+        }
+        data: bytes = import_module("safetensors.torch").save(weights, metadata={"format": "pt"})
+        path = Path(folder) / "model.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (partial := path.with_suffix(".tmp")).open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return partial.replace(path)
 
     def peek_saved_step(self, path: str | Path | None = None) -> int | None:
         """Return the step of the checkpoint that `load` would take, None when there is none to be read."""
@@ -145,7 +161,7 @@ class CheckpointManager:
                 train = self._restored(checkpoint, set(exclude_keys or ()))
             except mp.CorruptionError as error:
                 damaged = error
-                say_skipped(error)
+                _say_skipped(error)
                 continue
             self._resumed = checkpoint if own else None  # what is newer here is then superseded by the next save
             if train is None:
@@ -164,21 +180,20 @@ class CheckpointManager:
 
     def _candidates(self, path: str | Path | None) -> tuple[Iterable[mp.Checkpoint], bool]:
         """Return the checkpoints to try in turn, and whether they are those of this manager's own folder."""
-        given = path or self._config.load_path
-        own = catalog_at(self._dir)
-        line = () if own is None else newest_first(own)
+        given, own = path or self.config.load_path, _catalog(self.base_dir)
+        line = () if own is None else _newest_first(own)
         if not given:
             return line, True
         where = Path(given)
-        if own is not None and where.parent.resolve() == self._dir.resolve():
-            newest = resolve_resume_path(self._dir)
+        if own is not None and where.parent.resolve() == self.base_dir.resolve():
+            newest = resolve_resume_path(self.base_dir)
             if newest is not None and where.name in ("latest", newest.name):
                 return line, True  # what a program that resumes by itself passes
             named = re.fullmatch(r"step_(\d+)(\.g\d+)?", where.name)
             found = own.get(int(named[1])) if named else None
             if found is not None and found.info.slot == where.name:
                 return [found], True
-        there = catalog_at(where)
+        there = _catalog(where)
         found = None if there is None else there.latest()
         if found is None:
             raise FileNotFoundError(f"{where} holds no checkpoint: check `load_path`, or the path that was given")
@@ -186,28 +201,29 @@ class CheckpointManager:
 
     def _restored(self, checkpoint: mp.Checkpoint, excluded: set[str]) -> dict[str, Any] | None:
         """Restore model and optimizer; return the train state, which was read before anything changed."""
-        prefixes = [prefix.rstrip(".") for prefix in self._config.exclude_from_loading if prefix.rstrip(".")]
-        excluded |= {prefix for prefix in prefixes if prefix in ("model", "optimizer")}
-        parts = {"model": self._model, "optimizer": self._optimizer}
+        prefixes = [prefix.rstrip(".") for prefix in self.config.exclude_from_loading if prefix.rstrip(".")]
+        excluded |= {"model", "optimizer"}.intersection(prefixes)
+        parts = {"model": self._module, "optimizer": self.optimizer}
         wanted: dict[str, Any] = {name: mp.SKIP if name in excluded else part for name, part in parts.items()}
         train = None
         if any(name.startswith("train/") for name in checkpoint.leaves):
             train = checkpoint.at("train").load(frameworks="saved")
+        names = [f"model/{name}" for name in self._module.state_dict() if _begins(name, "model", prefixes)]
+        kept = {} if "optimizer" in excluded else self._optimizer_states(prefixes)
         saved = checkpoint.at(self._at) if self._at else checkpoint
-        names = [name for name in self._model.state_dict() if _begins(name, "model", prefixes)]
-        kept = self._optimizer_states(prefixes) if wanted["optimizer"] is self._optimizer else {}
-        saved.load_into(wanted | ({} if self._at else {"train": mp.SKIP}), exclude=[f"model/{name}" for name in names])
+        saved.load_into(wanted if self._at else wanted | {"train": mp.SKIP}, exclude=names)
         for parameter, state in kept.items():
-            self._optimizer.state.pop(parameter, None)
+            self.optimizer.state.pop(parameter, None)
             if state is not None:
-                self._optimizer.state[parameter] = state
+                self.optimizer.state[parameter] = state
         return train
 
     def _optimizer_states(self, prefixes: list[str]) -> dict[Any, Any]:
         """Return the present states of the parameters that are excluded, None where there is none yet."""
+        named = [(name.replace(_WRAPPER, ""), parameter) for name, parameter in self._module.named_parameters()]
         return {
-            parameter: self._optimizer.state.get(parameter)
-            for name, parameter in self._model.named_parameters()
+            parameter: self.optimizer.state.get(parameter)
+            for name, parameter in named
             if _begins(name, "optimizer", prefixes) or _begins(name, "optimizer.state", prefixes)
         }
 
@@ -217,17 +233,16 @@ class CheckpointManager:
         except (KeyError, TypeError):
             _log.warning("step %d: its vlm_freeze cannot be read, and is not checked", checkpoint.step)
             return
-        current = _frozen(expected or ())
-        differ = {name: (saved[name], current[name]) for name in sorted(saved.keys() & current.keys())}
-        differ = {name: both for name, both in differ.items() if both[0] != both[1]}
+        now = _frozen(expected or ())
+        differ = [name for name in sorted(saved.keys() & now.keys()) if saved[name] != now[name]]
         if not differ:
             return
         text = f"VLM freeze mismatch at step {checkpoint.step}: " + "; ".join(
-            [f"{name}: saved {old}, now {new}" for name, (old, new) in differ.items()]
-            + [f"only saved: {name}" for name in sorted(saved.keys() - current.keys())]
-            + [f"only now: {name}" for name in sorted(current.keys() - saved.keys())]
+            [f"{name}: saved {saved[name]}, now {now[name]}" for name in differ]
+            + [f"only saved: {name}" for name in sorted(saved.keys() - now.keys())]
+            + [f"only now: {name}" for name in sorted(now.keys() - saved.keys())]
         )
-        if not self._config.ignore_freeze_mismatch:
+        if not self.config.ignore_freeze_mismatch:
             raise ValueError(f"{text}\n  Set checkpoint.ignore_freeze_mismatch to load it all the same.")
         _log.warning("%s", text)
 
@@ -239,3 +254,40 @@ def _frozen(entries: Iterable[Mapping[str, Any]]) -> dict[str, bool]:
 def _begins(name: str, part: str, prefixes: Iterable[str]) -> bool:
     """Return whether a key of a part begins with a prefix, whole names at a time: `layers.1` is not `layers.10`."""
     return any(f"{key}.".startswith(f"{prefix}.") for prefix in prefixes for key in (name, f"{part}.{name}"))
+
+
+def resolve_resume_path(dir: str | Path) -> Path | None:  # noqa: A002 the original's name
+    """Return the folder of the newest checkpoint that is complete, None when there is none."""
+    catalog = _catalog(Path(dir))
+    newest = None if catalog is None else next(_newest_first(catalog), None)
+    return None if newest is None else Path(dir) / newest.info.slot
+
+
+def _newest_first(catalog: mp.Catalog) -> Iterator[mp.Checkpoint]:
+    """Yield the checkpoints in the run's line, from the newest back; one with damaged records is said."""
+    for step in sorted(catalog, reverse=True):
+        try:
+            checkpoint = catalog[step]
+        except mp.CorruptionError as error:
+            _say_skipped(error)
+            continue
+        if not checkpoint.info.superseded:
+            yield checkpoint
+
+
+def _say_skipped(error: mp.CorruptionError) -> None:
+    what = str(error).partition("\n")[0]
+    warnings.warn(f"{what}; going back to the checkpoint before", RuntimeWarning, stacklevel=3)
+
+
+def _catalog(where: Path) -> mp.Catalog | None:
+    """Return the checkpoints at a place, None when there are none; those of the original are a FormatError."""
+    try:
+        return mp.open(where)
+    except mp.NotFoundError:
+        if any(where.glob("step_*/**/.metadata")) or (where / ".metadata").exists():
+            raise mp.FormatError(
+                f"{where} holds checkpoints of KempnerForge itself, which milepost does not read\n"
+                "  docs/doors/kempnerforge.md shows how to bring them along, into a folder of its own."
+            ) from None
+        return None

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, TypeAlias, final
+from typing import Literal, TypeAlias, final
 
 Strategy: TypeAlias = "Callable[[DynamicCheckpointWindow, int], bool]"
 
@@ -101,19 +101,3 @@ class CheckpointConfig:
     def is_dynamic_milestone(self, step: int) -> bool:
         """Return whether a step is a milestone of the window, which `keep_last_n` never removes."""
         return self.dyn_ckpt_window is not None and self.dyn_ckpt_window.is_milestone(step)
-
-
-@final
-class Schedule:
-    """The configuration as a save policy: reasons, and pins for milestones."""
-
-    def __init__(self, config: CheckpointConfig) -> None:
-        self._config = config
-
-    def due(self, moment: Any) -> str | None:
-        if moment.behind or not self._config.should_save(moment.step):
-            return None
-        return self.pins(moment.step) or f"every {self._config.interval} steps"
-
-    def pins(self, step: int) -> str | None:
-        return "milestone" if self._config.is_dynamic_milestone(step) else None

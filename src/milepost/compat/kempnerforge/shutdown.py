@@ -15,19 +15,14 @@ class ShutdownHandler:
 
     def __init__(self, timeout_sec: float = 600) -> None:
         self._timeout_s = timeout_sec
-        self._received: signal.Signals | None = None
+        self.signal_received: signal.Signals | None = None
         self._timer: threading.Timer | None = None
         self._before: dict[int, Any] = {}
 
     @property
     def shutdown_requested(self) -> bool:
         """Whether the process was asked to stop."""
-        return self._received is not None
-
-    @property
-    def signal_received(self) -> signal.Signals | None:
-        """What asked it."""
-        return self._received
+        return self.signal_received is not None
 
     def should_shutdown(self) -> bool:
         """Return whether the process was asked to stop; ask after each step."""
@@ -40,7 +35,7 @@ class ShutdownHandler:
                 self._before[number] = signal.signal(number, self._handle)
 
     def _handle(self, number: int, _: Any) -> None:
-        self._received = signal.Signals(number)
+        self.signal_received = signal.Signals(number)
         if self._timer is None and self._timeout_s > 0:
             self._timer = threading.Timer(self._timeout_s, os._exit, [1])
             self._timer.daemon = True
@@ -48,13 +43,13 @@ class ShutdownHandler:
 
     def finish(self) -> None:
         """Say that all is saved: no forced end any more, and the handlers of before are back."""
-        self.unregister()
-
-    def unregister(self) -> None:
-        """Put the handlers back that were there before, and stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         for number, before in self._before.items():
             signal.signal(number, signal.SIG_DFL if before is None else before)
         self._before.clear()
+
+    def unregister(self) -> None:
+        """As `finish`."""
+        self.finish()

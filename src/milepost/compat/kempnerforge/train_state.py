@@ -30,12 +30,15 @@ def get_rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Put back what `get_rng_state` returned; one state of CUDA alone goes to the current device."""
+    """Put back what `get_rng_state` returned, or a part; one state of CUDA alone goes to the current device."""
     torch = torch_module()
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(int(word) for word in words), gauss))
-    np.random.set_state(state["numpy"])  # noqa: NPY002
-    torch.set_rng_state(state["torch_cpu"])
+    if "python" in state:
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(int(word) for word in words), gauss))
+    if "numpy" in state:
+        np.random.set_state(state["numpy"])  # noqa: NPY002
+    if "torch_cpu" in state:
+        torch.set_rng_state(state["torch_cpu"])
     cuda: Any = state.get("torch_cuda")
     if cuda is None or not torch.cuda.is_available():
         return

@@ -42,14 +42,14 @@ class Writing:
         )  # fmt: skip
         self._timeout_s = None if options is None else options.timeout_secs
         try:
-            pending = self._saver.save(0, tree, metadata=metadata, overwrite=True, behind=True)
+            self._pending = self._saver.save(0, tree, metadata=metadata, overwrite=True, behind=True)
         except mp.UnsupportedLeafError as error:
             self._give_up()
             raise UnsupportedTypeError(str(error)) from None
         except BaseException:
             self._give_up()
             raise
-        pending.add_done_callback(self._end)
+        self._pending.add_done_callback(self._end)
 
     def _give_up(self) -> None:
         self._saver.close()
@@ -58,6 +58,9 @@ class Writing:
 
     def _end(self, pending: mp.PendingSave) -> None:
         try:
+            if pending.cancelled:
+                self._give_up()
+                return
             pending.result(0)
             self._saver.close()
             if not self._in_place:
@@ -75,8 +78,12 @@ class Writing:
         """Whether it is finished, well or not."""
         return self._over.is_set()
 
+    def cancel(self) -> None:
+        """Give it up, if it is not committed yet; `wait` then returns when nothing of it is left."""
+        self._pending.cancel()
+
     def wait(self) -> None:
-        """Wait until it is committed; raises what went wrong, once."""
+        """Wait until it is committed, or was given up; raises what went wrong, once."""
         if not self._over.wait(self._timeout_s):
             raise TimeoutError(f"the save to {self.path} is not over after {self._timeout_s:g} s")
         error, self._error = self._error, None

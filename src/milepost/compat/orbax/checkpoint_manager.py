@@ -26,7 +26,8 @@ from milepost.compat.orbax.preservation_policy import ranked
 from milepost.compat.orbax.record import DEFAULT, Stored
 from milepost.compat.orbax.registry import CheckpointHandlerRegistry
 from milepost.compat.orbax.requests import Requests
-from milepost.compat.orbax.step import checked
+from milepost.compat.orbax.step import accepts, checked
+from milepost.interop.orbax import OrbaxStep, beside
 
 DEFAULT_ITEM_NAME = DEFAULT
 METRIC_ITEM_NAME = "metrics"
@@ -83,6 +84,7 @@ class CheckpointManager(AbstractCheckpointManager):
             self._options = dataclasses.replace(self._options, enable_async_checkpointing=self._requests.in_background)
         self._logger = logger or StandardLogger()
         self._directory = places.absolute(directory)
+        self._home = beside.home(self._directory)
         manager_options.check(self._options)
         self._metadata = dict(metadata or {})
         self._told = _Told()
@@ -94,17 +96,17 @@ class CheckpointManager(AbstractCheckpointManager):
         self._history = history.History()
         if self._options.create:
             self._saver = self._opened(None)
-        self._history.load(self._catalog(), lightly=self._options.lightweight_initialize)
+        self._history.load(self._catalog(), self._theirs(), lightly=self._options.lightweight_initialize)
 
     def _opened(self, resume_from: mp.Checkpoint | None) -> mp.Checkpointer:
         """Return a native Checkpointer; it makes the directory a root if it is none."""
         options, metadata = self._options, None
         there = self._catalog()
-        if there is None and options.save_root_metadata and self._metadata:
-            metadata = self._metadata
+        if there is None and options.save_root_metadata:
+            metadata = beside.root_metadata(self._directory) or self._metadata or None
         timeout_s = None if options.async_options is None else options.async_options.timeout_secs
         saver = mp.Checkpointer(
-            self._directory,
+            self._home,
             save=self._told,
             keep="all",
             limits=mp.Limits(timeout_s=timeout_s),
@@ -115,14 +117,18 @@ class CheckpointManager(AbstractCheckpointManager):
         )
         mode = options.file_options.path_permission_mode
         if there is None and mode is not None:
-            self._directory.chmod(mode)
+            self._home.chmod(mode)
         return saver
 
     def _catalog(self) -> mp.Catalog | None:
-        catalog = places.catalog_at(self._directory)
-        if catalog is None:
-            places.refuse_orbax(self._directory)
-        return catalog
+        return places.catalog_at(self._directory)
+
+    def _theirs(self) -> dict[int, OrbaxStep]:
+        """Return the steps that Orbax itself wrote into the directory."""
+        return beside.theirs(self._directory, self._accepts)
+
+    def _accepts(self, name: str, step: int) -> bool:
+        return accepts(manager_options.names(self._options), name, step)
 
     @property
     def directory(self) -> Path:
@@ -153,7 +159,7 @@ class CheckpointManager(AbstractCheckpointManager):
 
     def reload(self) -> None:
         """List the directory anew."""
-        self._history.load(self._catalog())
+        self._history.load(self._catalog(), self._theirs())
         if self._saving is not None and not self._saving.over:
             self._history.add(self._saving.info, self._saving.doomed)
 
@@ -326,21 +332,23 @@ class CheckpointManager(AbstractCheckpointManager):
         )
         return found[DEFAULT] if default else Composite(**found)
 
+    def _step(self, step: int, root: Path | None = None) -> Stored | None:
+        return places.step_of(self._directory if root is None else root, step, self._accepts)
+
     def _latest(self, other: Path | None) -> Stored:
         """Return the latest step; one that somebody else deleted meanwhile is no obstacle."""
         root = self._directory if other is None else other
-        steps = self._history.steps if other is None else sorted(places.catalog_at(root) or ())
-        found = next((stored for step in reversed(steps) if (stored := places.step_of(root, step))), None)
+        there = {*(places.catalog_at(root) or ()), *beside.theirs(root, self._accepts)}
+        steps = self._history.steps if other is None else sorted(there)
+        found = next((stored for step in reversed(steps) if (stored := self._step(step, root))), None)
         if found is None:
-            places.refuse_orbax(root)
             raise FileNotFoundError(f"No steps found in {root}.")
         return found
 
     def _found(self, step: int, other: Path | None = None) -> Stored:
         root = self._directory if other is None else other
-        stored = places.step_of(root, step)
+        stored = self._step(step, root)
         if stored is None:
-            places.refuse_orbax(root)
             raise FileNotFoundError(f"Checkpoint at {root / str(step)} not found.")
         return stored
 
@@ -370,12 +378,12 @@ class CheckpointManager(AbstractCheckpointManager):
     def _root_metadata(self) -> RootMetadata:
         catalog = self._catalog()
         if catalog is None:
-            return RootMetadata(custom_metadata=dict(self._metadata))
+            return RootMetadata(custom_metadata=beside.root_metadata(self._directory) or dict(self._metadata))
         return RootMetadata(custom_metadata=catalog.metadata)
 
     def metrics(self, step: int) -> Any:
         """Return the metrics of a step; None when it has none, or is not there."""
-        stored = places.step_of(self._directory, step)
+        stored = self._step(step)
         if stored is None:
             return None
         found = history.metrics_of(stored.checkpoint)
@@ -399,7 +407,7 @@ class CheckpointManager(AbstractCheckpointManager):
             raise FileNotFoundError(f"Requested deleting a non-existent step: {step}.")
         self.wait_until_finished()
         catalog = self._catalog()
-        if catalog is not None and not saving.dropped(catalog, step, self._directory, self._options):
+        if not saving.dropped(catalog, step, self._directory, self._options):
             self._left.append(step)
         self._history.forget(step)
 

@@ -262,7 +262,9 @@ class AsyncCheckpointer(Checkpointer):
             self._wait()
 
     def cancel(self) -> None:
-        """Wait for the save in flight: what was begun is finished."""
+        """Give up the save in flight, if it is not committed yet, and wait until nothing of it is left."""
+        if self._writing is not None:
+            self._writing.cancel()
         self._wait()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import datetime as dt
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, cast, final
@@ -13,6 +13,7 @@ from typing import Any, cast, final
 import milepost as mp
 from milepost.compat.orbax.preservation_policy import PreservationContext, PreservationPolicy
 from milepost.compat.orbax.record import RECORD
+from milepost.interop.orbax import OrbaxStep
 
 _BARE = "value"
 
@@ -55,27 +56,34 @@ class History:
         self.newest_whole: mp.Checkpoint | None = None
         """The checkpoint to go on from, where later ones are damaged; None when the latest is whole."""
 
-    def load(self, catalog: mp.Catalog | None, *, lightly: bool = False) -> None:
+    def load(
+        self, catalog: mp.Catalog | None, theirs: Mapping[int, OrbaxStep] | None = None, *, lightly: bool = False
+    ) -> None:
         """Learn anew what there is, by step.
 
         A step whose manifest is damaged is left out, with a warning: it can neither be restored nor judged.
 
         Args:
             catalog: the root; None when there is none.
+            theirs: steps that Orbax itself wrote in the same directory.
             lightly: list only; times and metrics are read when a policy asks for them.
         """
         self._known, self.newest_whole = {}, None
-        for step in sorted(catalog or ()):
-            assert catalog is not None
+        theirs, last = theirs or {}, None
+        for step in sorted({*(catalog or ()), *theirs}):
+            if catalog is None or step not in catalog:
+                info = _read_theirs(theirs[step])
+                if info is not None:
+                    self._known[step] = info
+                continue
             if lightly:
                 self._known[step] = _Unread(catalog, step)
                 continue
             info = _read(catalog, step)
             if info is None:
-                last = next(reversed(self._known), None)
                 self.newest_whole = None if last is None else catalog[last]
             elif info is not _SUPERSEDED:
-                self._known[step], self.newest_whole = info, None
+                self._known[step], self.newest_whole, last = info, None, step
 
     @property
     def steps(self) -> list[int]:
@@ -125,6 +133,7 @@ class History:
         self._known[saving.step] = saving
 
 
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _NEVER = dt.datetime.min.replace(tzinfo=dt.UTC)
 _SUPERSEDED = CheckpointInfo(-1, _NEVER, None)
 
@@ -139,13 +148,36 @@ def _read(catalog: mp.Catalog, step: int) -> CheckpointInfo | None:
         return None
     if checkpoint is None:  # deleted since it was listed
         return _SUPERSEDED
+    superseded, metrics, created = False, None, checkpoint.created
     try:
-        superseded, metrics = checkpoint.info.superseded, metrics_of(checkpoint)
+        superseded, metrics, created = checkpoint.info.superseded, metrics_of(checkpoint), _committed(checkpoint)
     except mp.CorruptionError as error:
         text = str(error).partition("\n")[0]
         warnings.warn(f"the metrics of step {step} cannot be read: {text}", RuntimeWarning, stacklevel=5)
-        superseded, metrics = False, None
-    return _SUPERSEDED if superseded else CheckpointInfo(step, checkpoint.created, metrics)
+    return _SUPERSEDED if superseded else CheckpointInfo(step, created, metrics)
+
+
+def _committed(checkpoint: mp.Checkpoint) -> dt.datetime:
+    """Return when a step was committed; of one that was imported, when Orbax did."""
+    record: Any = checkpoint.metadata.get(RECORD)
+    said = cast("dict[str, Any]", record).get("commit_timestamp_nsecs") if isinstance(record, dict) else None
+    return checkpoint.created if said is None else _EPOCH + dt.timedelta(microseconds=said // 1_000)
+
+
+def _read_theirs(step: OrbaxStep) -> CheckpointInfo | None:
+    """Return what policies see of a step that Orbax wrote; None, with a warning, when its record is damaged."""
+    try:
+        created = step.created
+    except mp.CheckpointError as error:
+        text = str(error).partition("\n")[0]
+        warnings.warn(f"step {step.step} is left out: {text}", RuntimeWarning, stacklevel=5)
+        return None
+    try:
+        return CheckpointInfo(step.step, created, step.metrics)
+    except mp.CorruptionError as error:
+        text = str(error).partition("\n")[0]
+        warnings.warn(f"the metrics of step {step.step} cannot be read: {text}", RuntimeWarning, stacklevel=5)
+        return CheckpointInfo(step.step, created, None)
 
 
 def to_metrics(metrics: Any) -> tuple[dict[str, Any], str | None]:

@@ -150,19 +150,22 @@ def keep_policy(options: CheckpointManagerOptions) -> PreservationPolicy:
     return preserving.AnyPreservationPolicy(policies)
 
 
+def names(options: CheckpointManagerOptions) -> steps.NameFormat:
+    """Return how the steps of a manager are named."""
+    return options.step_name_format or steps.standard_name_format(
+        step_prefix=options.step_prefix, step_format_fixed_length=options.step_format_fixed_length
+    )
+
+
 def step_format(options: CheckpointManagerOptions, there: mp.Catalog | None) -> mp.StepFormat | None:
     """Return how a new root names its steps; None when nobody says, so that a root that is there keeps its own.
 
     Raises:
         ValueError: names are not a prefix and the number.
     """
-    chosen = options.step_name_format
-    if chosen is None:
-        if options.step_prefix is None and options.step_format_fixed_length is None:
-            return None
-        chosen = steps.standard_name_format(
-            step_prefix=options.step_prefix, step_format_fixed_length=options.step_format_fixed_length
-        )
+    if (options.step_name_format, options.step_prefix, options.step_format_fixed_length) == (None, None, None):
+        return None
+    chosen = names(options)
     read: Sequence[steps.NameFormat] = getattr(chosen, "read_name_formats", ())
     if there is not None and any(steps.native(each) == there.step_format for each in read):
         return None  # a composite format goes on in the names that are there

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from milepost.compat import orbax_shardings
 from milepost.compat.orbax import alone, args, places, record, sharding, trees
 from milepost.compat.orbax.metadata import TreeMetadata, of_leaf
 from milepost.compat.orbax.options import MultiprocessingOptions
@@ -280,7 +281,7 @@ def _tree(handler: NativeHandler, arguments: Any) -> Encoded:
         kind: Any = cast("Any", type(value))
         if issubclass(kind, np.generic) and not issubclass(kind, np.character | np.void):
             value = np.asarray(value)
-        described = sharding.described(value)
+        described = orbax_shardings.described(value)
         if described is not None:
             shardings[path] = described
         return value

@@ -6,11 +6,13 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any
 
 import milepost as mp
 from milepost.compat.orbax.record import ALONE, DEFAULT, Stored
+from milepost.interop.orbax import OrbaxStep, beside
 
 _OURS = re.compile(r"milepost\.json|writer\.lock|writers|0(\.g\d+)?|\.trash-.*")
 _MISSING = (mp.NotFoundError, mp.FormatError, NotADirectoryError)
@@ -35,7 +37,7 @@ def for_handlers(path: Path) -> Any:
 
 
 def find(path: Any) -> Stored:
-    """Return the checkpoint at a path, or the item of one.
+    """Return the checkpoint at a path, or the item of one; also of those that Orbax itself wrote.
 
     Raises:
         FileNotFoundError: there is none.
@@ -47,14 +49,19 @@ def find(path: Any) -> Stored:
         found = _step(where.parent, where.name)
     if found is None:
         found = _item(where)
+    if found is None:
+        found = _of_orbax(where)
     if found is not None:
         return found
-    refuse_orbax(where)
     raise FileNotFoundError(f"Checkpoint at {where} not found.")
 
 
-def catalog_at(path: Path) -> mp.Catalog | None:
-    """Return the catalog of a root, None where there is no root."""
+def catalog_at(directory: Path) -> mp.Catalog | None:
+    """Return the catalog of a directory, which in one of Orbax lies in a folder of its own; None without a root."""
+    return _catalog(beside.home(directory))
+
+
+def _catalog(path: Path) -> mp.Catalog | None:
     try:
         return mp.open(path)
     except _MISSING as error:
@@ -63,15 +70,37 @@ def catalog_at(path: Path) -> mp.Catalog | None:
         return None
 
 
-def step_of(root: Path, step: int) -> Stored | None:
-    """Return a step of a manager's directory, None when it is not there."""
+def step_of(root: Path, step: int, accepts: Callable[[str, int], bool] | None = None) -> Stored | None:
+    """Return a step of a manager's directory, ours or one that Orbax wrote; None when it is not there."""
     catalog = catalog_at(root)
     checkpoint = None if catalog is None else catalog.get(step)
-    return None if checkpoint is None else Stored(checkpoint, root / checkpoint.info.slot.partition(".g")[0])
+    if checkpoint is not None:
+        return Stored(checkpoint, beside.home(root) / checkpoint.info.slot.partition(".g")[0])
+    theirs = beside.theirs(root, accepts).get(step)
+    return None if theirs is None else of_orbax(theirs)
+
+
+def of_orbax(step: OrbaxStep) -> Stored:
+    """Return a checkpoint that Orbax wrote."""
+    return Stored(step.checkpoint, step.path)
+
+
+def _of_orbax(where: Path) -> Stored | None:
+    step = beside.at(where)
+    if step is not None:
+        return of_orbax(step)
+    whole = beside.at(where.parent)
+    if whole is not None and where.name in whole.items and where.is_dir():
+        return Stored(whole.checkpoint, where.parent, only=where.name)
+    if beside.is_unfinished(where):
+        raise ValueError(f"Found incomplete checkpoint at {where}.")
+    if theirs := list(beside.theirs(where)):
+        raise _of_many(where, theirs)
+    return None
 
 
 def _alone(where: Path) -> Stored | None:
-    catalog = catalog_at(where)
+    catalog = _catalog(where)
     if catalog is None:
         return None
     steps = list(catalog)
@@ -83,7 +112,11 @@ def _alone(where: Path) -> Stored | None:
         return Stored(checkpoint, where)
     if len(steps) == 1 and 0 in steps:
         return Stored(catalog[0], where)  # of `milepost.save`
-    raise ValueError(
+    raise _of_many(where, steps)
+
+
+def _of_many(where: Path, steps: list[int]) -> ValueError:
+    return ValueError(
         f"{where} holds the steps of a CheckpointManager, {', '.join(map(str, steps[:5])) or 'none yet'}\n"
         "  Use a CheckpointManager, or give the path of one step."
     )
@@ -97,7 +130,7 @@ def _step(root: Path, name: str) -> Stored | None:
     for step in catalog:
         slot = catalog[step].info.slot
         if slot == name or slot.partition(".g")[0] == name:
-            return Stored(catalog[step], root / name)
+            return Stored(catalog[step], beside.home(root) / name)
     return None
 
 
@@ -115,30 +148,13 @@ def _alone_quietly(where: Path) -> Stored | None:
         return None
 
 
-def refuse_orbax(directory: Path) -> None:
-    """Refuse a folder with checkpoints that Orbax itself wrote, rather than call it empty.
-
-    Raises:
-        FormatError: it has such.
-    """
-    if not directory.is_dir():
-        return
-    folders = [directory, *(child for child in directory.iterdir() if child.is_dir())]
-    theirs = [folder for folder in folders if (folder / "_CHECKPOINT_METADATA").exists()]
-    if theirs:
-        raise mp.FormatError(
-            f"{theirs[0]} was written by Orbax, which this door does not read\n"
-            "  Restore it with Orbax and save it here under another directory."
-        )
-
-
 def is_alone(folder: Path) -> bool:
     """Return whether a folder holds one checkpoint of a checkpointer and nothing else.
 
     Raises:
         ValueError: it holds the steps of a manager.
     """
-    catalog = catalog_at(folder)
+    catalog = _catalog(folder)
     if catalog is None or not (folder / "milepost.json").exists():
         return False
     if catalog.metadata != ALONE:

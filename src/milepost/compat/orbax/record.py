@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, cast, final
 
 import milepost as mp
-from milepost.compat.orbax import sharding, trees
+from milepost.compat import orbax_shardings
+from milepost.compat.orbax import trees
 from milepost.compat.orbax.restoring import Restoring, Shardings
 
 RECORD = "orbax"
@@ -68,7 +69,7 @@ def native(items: Mapping[str, Encoded], custom: Any, *, begun_ns: int | None = 
     }
     shardings = {(name, *path): data for name, item in items.items() for path, data in item.shardings.items()}
     if shardings:
-        record["shardings"] = sharding.folded(shardings)
+        record["shardings"] = orbax_shardings.folded(shardings)
     if handlers := {name: item.handler for name, item in items.items() if item.kind == "files"}:
         record["handlers"] = handlers
     if isinstance(custom, Mapping) and RECORD not in custom:
@@ -97,7 +98,7 @@ class StoredItem:
     @property
     def shardings(self) -> Shardings:
         """What tells how each of its leaves was sharded."""
-        return sharding.lookup(self._record.get("shardings", {}), self.name)
+        return orbax_shardings.lookup(self._record.get("shardings", {}), self.name)
 
     def restoring(self) -> Restoring:
         """Begin to restore it as a tree."""
@@ -151,8 +152,9 @@ class Stored:
 
     @property
     def committed_ns(self) -> int:
-        """When it was committed, in nanoseconds since 1970."""
-        return round(self.checkpoint.created.timestamp() * 1_000_000) * 1_000
+        """When it was committed, in nanoseconds since 1970; of what was imported, when Orbax committed it."""
+        said: int | None = self.record.get("commit_timestamp_nsecs")
+        return round(self.checkpoint.created.timestamp() * 1_000_000) * 1_000 if said is None else said
 
 
 def _segment(name: str) -> str:

@@ -169,7 +169,7 @@ class Handlers:
         classes = [handler for _, handler in entries if typestr_of(handler) == typestr]
         if classes:
             return classes[0]
-        found = next((cls for cls in args_lib.registered_handlers() if typestr_of(cls) == typestr), None)
+        found = next((cls for cls in args_lib.registered_handlers() if _is_of(cls, typestr)), None)
         return None if found is None else made(found)
 
     def named(self, name: str) -> Any:
@@ -189,6 +189,13 @@ def _handlers_of(arguments: Any) -> tuple[type, ...]:
         return (args_lib.get_registered_handler_cls(arguments),)
     except (TypeError, ValueError):
         return ()
+
+
+def _is_of(handler: Any, typestr: str) -> bool:
+    """Return whether a handler is the one of that name; of Orbax's own, ours stand in."""
+    if typestr.startswith("orbax.checkpoint.") and handler.__module__.startswith("milepost."):
+        return handler.__qualname__ == typestr.rpartition(".")[2]
+    return typestr_of(handler) == typestr
 
 
 def typestr_of(handler: Any) -> str:

@@ -10,7 +10,8 @@ from typing import Any, Literal, cast
 import numpy as np
 
 import milepost as mp
-from milepost.compat.orbax import sharding, trees
+from milepost.compat import orbax_shardings
+from milepost.compat.orbax import trees
 from milepost.compat.orbax.leaf_args import RestoreArgs
 from milepost.compat.orbax.metadata import ArrayMetadata, ScalarMetadata, StringMetadata, TreeMetadata
 from milepost.compat.orbax.trees import ABSENT, Path, jax
@@ -73,7 +74,7 @@ class Restoring:
 
     def _loaded(self, like: Any, unexpected: Literal["error", "ignore"] = "error") -> Any:
         try:
-            return self.view.load(like=like, dtype="cast", unexpected=unexpected)
+            return self.view.load(like=_without_hollow(like, self.saved), dtype="cast", unexpected=unexpected)
         except mp.StructureError as error:
             error.add_note(
                 "`like` is here the item to restore. `partial_restore=True` of PyTreeRestore leaves unread what the"
@@ -95,6 +96,8 @@ class Restoring:
             items = cast("dict[str, Any]", tree)
             return {name: self._dressed(child, (*path, name)) for name, child in items.items()}
         if isinstance(tree, list):
+            if not tree and trees.at(self.saved, path) == ():
+                return ()  # of Orbax, which tells it from a list only when it is empty
             return [self._dressed(child, (*path, str(i))) for i, child in enumerate(cast("list[Any]", tree))]
         return tree
 
@@ -102,7 +105,7 @@ class Restoring:
 
     def _own(self, path: Path, ref: Any, dtype: Any = None) -> Any:
         """Return the leaf of `like` that brings a leaf back as it was saved, maybe in another dtype."""
-        struct = self._struct(ref, sharding.restored(self.shardings(path)), dtype)
+        struct = self._struct(ref, orbax_shardings.restored(self.shardings(path)), dtype)
         if struct is not None:
             return struct
         return ref.spec if dtype is None or ref.spec.kind != "array" else _array_spec(dtype, ref.spec.shape)
@@ -131,7 +134,7 @@ class Restoring:
             return self._resized(path, ref, tuple(shape), leaf.dtype, placed if placed is not None else fallback)
         if isinstance(leaf, ArrayMetadata) or _is_struct(leaf):
             if placed is None and fallback is None:
-                own = self._struct(ref, sharding.restored(self.shardings(path)), leaf.dtype, tuple(shape))
+                own = self._struct(ref, orbax_shardings.restored(self.shardings(path)), leaf.dtype, tuple(shape))
                 return _array_spec(leaf.dtype, tuple(shape)) if own is None else own
             return _placed_struct(leaf, placed if placed is not None else fallback)
         return leaf
@@ -163,7 +166,7 @@ class Restoring:
             shape = ref.spec.shape if shape is None else tuple(shape)
             if not getattr(args, "strict", True) and shape != ref.spec.shape and ref.spec.kind == "array":
                 return self._resized(path, ref, shape, dtype, placed)
-            placed = sharding.restored(self.shardings(path)) if placed is None else placed
+            placed = orbax_shardings.restored(self.shardings(path)) if placed is None else placed
             struct = _jax_struct(ref, placed, dtype, shape)
             if struct is not None:
                 return struct
@@ -231,6 +234,19 @@ def _spec_of(leaf: Any) -> Any:
         except TypeError:
             return leaf
     return leaf
+
+
+def _without_hollow(like: Any, saved: Any) -> Any:
+    """Return `like` without the nodes that hold nothing, and that Orbax stored as None (states of Optax)."""
+    if isinstance(like, dict):
+        items = cast("dict[str, Any]", like)
+        if not items and isinstance(saved, mp.LeafRef) and saved.spec.dtype == "none":
+            return mp.SKIP
+        return {name: _without_hollow(child, trees.at(saved, (name,))) for name, child in items.items()}
+    if isinstance(like, list):
+        children = enumerate(cast("list[Any]", like))
+        return [_without_hollow(child, trees.at(saved, (str(place),))) for place, child in children]
+    return like
 
 
 def _is_struct(leaf: Any) -> bool:

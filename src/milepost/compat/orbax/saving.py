@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import final
 
 import milepost as mp
+from milepost.compat.orbax import manager_options
+from milepost.compat.orbax import step as steps
 from milepost.compat.orbax.history import CheckpointInfo
 from milepost.compat.orbax.manager_options import CheckpointManagerOptions
+from milepost.interop.orbax import beside
 
 _log = logging.getLogger("milepost.compat.orbax")
 
@@ -60,12 +63,12 @@ class Saving:
     def _finish(self, checkpoint: mp.Checkpoint) -> None:
         mode = self._options.file_options.path_permission_mode
         if mode is not None:
-            (self._directory / checkpoint.info.slot).chmod(mode)
+            (beside.home(self._directory) / checkpoint.info.slot).chmod(mode)
         background = self._options.async_options
         if background is not None and background.post_finalization_callback is not None:
             background.post_finalization_callback()
         if self.left:
-            catalog = mp.open(self._directory)
+            catalog = mp.open(beside.home(self._directory))
             for step in list(self.left):
                 if dropped(catalog, step, self._directory, self._options):
                     self.left.remove(step)
@@ -90,11 +93,21 @@ class Saving:
             raise error
 
 
-def dropped(catalog: mp.Catalog, step: int, directory: Path, options: CheckpointManagerOptions) -> bool:
-    """Delete a step, or put it into `todelete_subdir`; False when somebody is reading it."""
+def dropped(catalog: mp.Catalog | None, step: int, directory: Path, options: CheckpointManagerOptions) -> bool:
+    """Delete a step, or put it into `todelete_subdir`; False when somebody is reading it.
+
+    Steps that Orbax wrote go the same way: a keep policy is about the run, whoever wrote its steps.
+    """
+    aside = None if options.todelete_subdir is None else directory / options.todelete_subdir
     try:
-        if options.todelete_subdir is not None:
-            _put_aside(catalog[step], directory, directory / options.todelete_subdir)
+        if catalog is None or step not in catalog:
+            named = manager_options.names(options)
+            theirs = beside.theirs(directory, lambda name, number: steps.accepts(named, name, number)).get(step)
+            if theirs is not None:
+                beside.delete(theirs, aside)
+            return True
+        if aside is not None:
+            _put_aside(catalog[step], beside.home(directory), aside)
         catalog.delete(step)
     except mp.NotFoundError:
         return True  # somebody else was first

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shardings of JAX as data, so that arrays come back sharded as they were when nobody says how."""
+"""Shardings of JAX, described."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
-from milepost.compat.orbax.trees import Path, jax
+from milepost.compat.orbax_trees import jax
 
 
 @dataclass
@@ -83,29 +82,8 @@ def _loaded() -> Any:
     return module
 
 
-def described(array: Any) -> dict[str, Any] | None:
-    """Return the sharding of a JAX array as JSON data; None on a single device, or when it cannot be described."""
-    module = jax()
-    if module is None or not isinstance(array, module.Array):
-        return None
-    sharding: Any = array.sharding
-    if not isinstance(sharding, module.sharding.NamedSharding) or len(sharding.device_set) == 1:
-        return None
-    if not all(part is None or isinstance(part, str | tuple) for part in sharding.spec):
-        return None  # an unconstrained dimension
-    return _data(NamedShardingMetadata.from_jax_sharding(sharding))
-
-
-def _data(sharding: NamedShardingMetadata) -> dict[str, Any]:
-    spec = [
-        list(cast("tuple[str, ...]", part)) if isinstance(part, tuple) else part for part in sharding.partition_spec
-    ]
-    return {
-        "axes": list(sharding.axis_names),
-        "shape": [int(size) for size in sharding.shape],
-        "devices": sharding.device_mesh,
-        "spec": spec,
-    }
+def _data(sharding: NamedShardingMetadata) -> tuple[Any, ...]:
+    return sharding.axis_names, np.array(sharding.shape).tolist(), sharding.device_mesh, tuple(sharding.partition_spec)
 
 
 def metadata_of(data: Mapping[str, Any] | None) -> ShardingMetadata | None:
@@ -115,38 +93,3 @@ def metadata_of(data: Mapping[str, Any] | None) -> ShardingMetadata | None:
         return None if module is None else SingleDeviceShardingMetadata(str(module.local_devices()[0]))
     spec = tuple(tuple(cast("list[str]", part)) if isinstance(part, list) else part for part in data["spec"])
     return NamedShardingMetadata(np.array(data["shape"]), data["axes"], spec, device_mesh=data["devices"])
-
-
-def restored(data: Mapping[str, Any] | None) -> Any:
-    """Return the sharding that `described` saw, None when this machine does not have its devices.
-
-    An array of a single device stays uncommitted, so that a jitted program may still move it.
-    """
-    metadata = None if data is None or jax() is None else metadata_of(data)
-    try:
-        return None if metadata is None else metadata.to_jax_sharding()
-    except ValueError:
-        return None
-
-
-def folded(shardings: Mapping[Path, dict[str, Any]]) -> dict[str, Any]:
-    """Return shardings by path with each different one once: a model has few of them, and many leaves."""
-    different: list[dict[str, Any]] = []
-    places: dict[str, int] = {}
-    for path, data in shardings.items():
-        if data not in different:
-            different.append(data)
-        places[json.dumps(list(path))] = different.index(data)
-    return {"all": different, "of": places}
-
-
-def lookup(record: Mapping[str, Any], name: str) -> Callable[[Path], dict[str, Any] | None]:
-    """Return what tells the described sharding of each leaf of an item."""
-    every: list[Any] = record.get("all", [])
-    places: Mapping[str, int] = record.get("of", {})
-
-    def of(path: Path) -> dict[str, Any] | None:
-        place = places.get(json.dumps([name, *path]))
-        return None if place is None else every[place]
-
-    return of

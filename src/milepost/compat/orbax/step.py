@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import milepost as mp
 from milepost.compat.orbax import places
 from milepost.compat.orbax.record import ALONE
+from milepost.interop.orbax import beside
 
 TMP_DIR_SUFFIX = ".orbax-checkpoint-tmp"
 """The end of the name of a folder that is not finished."""
@@ -184,6 +185,13 @@ def step_prefix_with_underscore(step_prefix: str | None) -> str:
     return "" if step_prefix is None else f"{step_prefix}_"
 
 
+def accepts(name_format: NameFormat | None, name: str, step: int) -> bool:
+    """Return whether a folder's name is that of a step; without a format, the number alone."""
+    chosen = name_format or standard_name_format()
+    formats: Sequence[NameFormat] = getattr(chosen, "read_name_formats", None) or [chosen]
+    return any(each.build_name(step) == name for each in formats)
+
+
 def native(name_format: NameFormat) -> mp.StepFormat:
     """Return the native format that gives the same names.
 
@@ -234,13 +242,16 @@ def get_save_directory(
 def folders(directory: Path) -> Iterator[tuple[Path, int]]:
     """Yield the folders of the steps under one: of a manager, or each saved alone."""
     catalog = places.catalog_at(directory)
+    theirs = {step.path: number for number, step in beside.theirs(directory).items()}
     if catalog is not None and catalog.metadata != ALONE:
-        for step in sorted(catalog):
-            yield directory / catalog[step].info.slot.partition(".g")[0], step
+        home = beside.home(directory)
+        ours = {home / catalog[step].info.slot.partition(".g")[0]: step for step in catalog}
+        there = {path: step for path, step in theirs.items() if step not in catalog}
+        yield from sorted({**there, **ours}.items(), key=lambda item: item[1])
     elif directory.is_dir():
         for folder in sorted(directory.iterdir()):
             match = _NAME.fullmatch(folder.name)
-            if match is not None and _is_whole(folder):
+            if match is not None and (folder in theirs or _is_whole(folder)):
                 yield folder, int(match[1])
 
 

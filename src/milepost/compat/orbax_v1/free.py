@@ -11,12 +11,13 @@ from typing import Any, cast
 import milepost as mp
 from milepost.compat.orbax_v1 import items, places, tensors
 from milepost.compat.orbax_v1.context import Context, get_context
-from milepost.compat.orbax_v1.described import CheckpointMetadata, PyTreeMetadata, nanoseconds
+from milepost.compat.orbax_v1.described import CheckpointMetadata, PyTreeMetadata
 from milepost.compat.orbax_v1.errors import InvalidLayoutError
 from milepost.compat.orbax_v1.items import AUTO, STATE
 from milepost.compat.orbax_v1.options import CheckpointLayout
 from milepost.compat.orbax_v1.path.types import PathLike
 from milepost.compat.orbax_v1.response import AsyncResponse, Response, started
+from milepost.interop.orbax import beside
 
 
 def save(
@@ -195,7 +196,7 @@ def _metadata(path: PathLike, checkpoint: mp.Checkpoint, described: Any) -> Chec
         get_context().file.path_class(path),
         metadata=described,
         init_timestamp_nsecs=items.record_of(checkpoint).get("init_timestamp_nsecs"),
-        commit_timestamp_nsecs=nanoseconds(checkpoint.created),
+        commit_timestamp_nsecs=items.committed_ns(checkpoint),
         custom_metadata=items.custom_metadata(checkpoint.metadata),
     )
 
@@ -216,6 +217,12 @@ def delete(path: PathLike, *, checkpointable_name: str | None = None, missing_ok
             return False
         raise FileNotFoundError(f"there is no checkpoint at {where}")
     checkpoint = places.opened(where)
+    theirs = beside.at(where)
+    if theirs is not None:
+        if checkpointable_name is not None:
+            raise InvalidLayoutError(items_of_orbax(checkpoint))
+        beside.delete(theirs)
+        return True
     if (where / "manifest.json").exists():
         root, step = where.parent, checkpoint.step
         if not (root / "milepost.json").exists():
@@ -229,6 +236,14 @@ def delete(path: PathLike, *, checkpointable_name: str | None = None, missing_ok
         return True
     with mp.Checkpointer(root, save="every step", keep="all") as saver:
         return delete_item(saver, checkpoint, checkpointable_name, missing_ok=missing_ok)
+
+
+def items_of_orbax(checkpoint: mp.Checkpoint) -> str:
+    """Return why one object of a checkpoint of Orbax is not deleted."""
+    return (
+        f"{checkpoint!r} was written by Orbax, whose checkpoints are not changed, only deleted whole\n"
+        "  Import it first (`milepost import`)."
+    )
 
 
 def delete_item(saver: mp.Checkpointer, checkpoint: mp.Checkpoint, name: str, *, missing_ok: bool) -> bool:

@@ -17,8 +17,10 @@ from typing import Any, cast
 import numpy as np
 
 import milepost as mp
-from milepost.compat.orbax_v1 import leaves, sharding
+from milepost.compat import orbax_shardings
+from milepost.compat.orbax_v1 import leaves
 from milepost.compat.orbax_v1.context import Context
+from milepost.compat.orbax_v1.described import nanoseconds
 from milepost.compat.orbax_v1.errors import InvalidLayoutError, UnsupportedLeafError
 from milepost.compat.orbax_v1.path.types import Folder, for_handlers
 from milepost.compat.orbax_v1.plain import Path as Names
@@ -75,7 +77,7 @@ def to_save(checkpointables: dict[str, Any], context: Context) -> tuple[dict[str
     check_saved(checkpointables)
     tree: dict[str, Any] = {}
     record: dict[str, Any] = {"init_timestamp_nsecs": time.time_ns()}
-    shardings: dict[str, dict[str, Any]] = {}
+    shardings: dict[Names, dict[str, Any]] = {}
     handlers: dict[str, str] = {}
     for name, value in checkpointables.items():
         handler = handler_for_save(context.checkpointables.registry, value, name)
@@ -87,21 +89,21 @@ def to_save(checkpointables: dict[str, Any], context: Context) -> tuple[dict[str
     if handlers:
         record["handlers"] = handlers
     if shardings:
-        record["shardings"] = _folded(shardings)
+        record["shardings"] = orbax_shardings.folded(shardings)
     if not context.pytree.saving.pytree_metadata_options.support_rich_types:
         record["plain"] = True  # dicts with text keys and lists only
     return tree, record
 
 
-def _native(name: str, value: Any, context: Context, shardings: dict[str, dict[str, Any]]) -> Any:
+def _native(name: str, value: Any, context: Context, shardings: dict[Names, dict[str, Any]]) -> Any:
     if isinstance(value, dict | list | tuple) and not value:
         raise ValueError(f"{name!r} is empty: there is nothing to save")
     value = _in_storage_dtypes(value, context)
 
     def leaf(path: Names, item: Any) -> Any:
-        data = sharding.described(item)
+        data = orbax_shardings.described(item)
         if data is not None:
-            shardings[_key(name, path)] = data
+            shardings[name, *path] = data
         return item
 
     rich = context.pytree.saving.pytree_metadata_options.support_rich_types
@@ -140,21 +142,6 @@ def _files(handler: Any, value: Any) -> dict[str, Any]:
         }
 
 
-def _key(name: str, path: Names) -> str:
-    return json.dumps([name, *path])
-
-
-def _folded(shardings: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return shardings by leaf with each different one once: a model has few of them, and many leaves."""
-    different: list[dict[str, Any]] = []
-    places: dict[str, int] = {}
-    for key, data in shardings.items():
-        if data not in different:
-            different.append(data)
-        places[key] = different.index(data)
-    return {"all": different, "of": places}
-
-
 # Reading.
 
 
@@ -162,6 +149,12 @@ def record_of(checkpoint: mp.Checkpoint) -> dict[str, Any]:
     """Return the record of a checkpoint, empty when the native API saved it."""
     record = checkpoint.metadata.get(RECORD)
     return cast("dict[str, Any]", record) if isinstance(record, dict) else {}
+
+
+def committed_ns(checkpoint: mp.Checkpoint) -> int:
+    """Return when a checkpoint was committed, in nanoseconds since 1970; of what was imported, when Orbax did."""
+    said: int | None = record_of(checkpoint).get("commit_timestamp_nsecs")
+    return nanoseconds(checkpoint.created) if said is None else said
 
 
 def saved_tree(checkpoint: mp.Checkpoint) -> dict[str, Any]:
@@ -292,11 +285,11 @@ def _shardings(record: dict[str, Any], name: str) -> leaves.Shardings:
     made: list[Any] = []
 
     def of(path: Names) -> Any:
-        place = folded["of"].get(_key(name, path))
+        place = folded["of"].get(json.dumps([name, *path]))
         if place is None:
             return None
         if not made:
-            made.extend(sharding.restored(data) for data in folded["all"])
+            made.extend(orbax_shardings.restored(data) for data in folded["all"])
         return made[place]
 
     return of

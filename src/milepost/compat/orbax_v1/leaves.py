@@ -80,7 +80,8 @@ class Wanted:
     finish: dict[Path, Callable[[Any], Any]] = field(default_factory=dict[Path, Callable[[Any], Any]])
 
     def __post_init__(self) -> None:
-        self.like = mapped(self.abstract, self._leaf) if self.rich else plain(self.abstract, self._leaf)
+        like = mapped(self.abstract, self._leaf) if self.rich else plain(self.abstract, self._leaf)
+        self.like = like if self.rich else _without_hollow(like, self.saved)
 
     def result(self, loaded: Any) -> Any:
         """Return the loaded tree in the containers of the abstract one."""
@@ -153,6 +154,19 @@ class Wanted:
         if sharding is None:
             sharding = self.shardings(path)
         return jax().ShapeDtypeStruct(tuple(value.shape), value.dtype, sharding=sharding)
+
+
+def _without_hollow(like: Any, saved: Any) -> Any:
+    """Return `like` without the nodes that hold nothing, and that Orbax stored as None (states of Optax)."""
+    if isinstance(like, dict):
+        items = cast("dict[str, Any]", like)
+        if not items and isinstance(saved, mp.LeafRef) and saved.spec.dtype == "none":
+            return mp.SKIP
+        return {name: _without_hollow(each, _at(saved, (name,))) for name, each in items.items()}
+    if isinstance(like, list):
+        children = enumerate(cast("list[Any]", like))
+        return [_without_hollow(each, _at(saved, (str(place),))) for place, each in children]
+    return like
 
 
 def _at(tree: Any, path: Path) -> Any:

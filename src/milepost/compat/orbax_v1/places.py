@@ -13,6 +13,7 @@ import milepost as mp
 from milepost.compat.orbax_v1.context import Context
 from milepost.compat.orbax_v1.errors import InvalidLayoutError
 from milepost.compat.orbax_v1.path.types import PathLike
+from milepost.interop.orbax import beside
 
 ALONE = {"orbax": "checkpoint"}
 """The metadata of a root that holds one checkpoint, saved by the free functions."""
@@ -22,7 +23,7 @@ _MISSING = (mp.NotFoundError, mp.FormatError, NotADirectoryError)
 
 
 def opened(path: PathLike) -> mp.Checkpoint:
-    """Return the checkpoint at a path.
+    """Return the checkpoint at a path; also one that Orbax itself wrote.
 
     Raises:
         InvalidLayoutError: there is none.
@@ -35,36 +36,28 @@ def opened(path: PathLike) -> mp.Checkpoint:
             if latest is not None:
                 return latest
         elif len(catalog):
-            steps = ", ".join(map(str, list(catalog)[:5]))
-            raise InvalidLayoutError(
-                f"{where} holds steps ({steps}, ...), not one checkpoint\n"
-                "  Use `training.Checkpointer`, or give the path of one step."
-            )
+            raise _of_many(where, list(catalog))
     except _MISSING as error:
         step = _replaced(where)
         if step is not None:
             return step
         if isinstance(error, mp.FormatError) and error.code == "newer":
             raise
-        refuse_orbax(Path(where))
-        raise InvalidLayoutError(f"there is no checkpoint at {where}\n  {error}") from error
+        theirs = beside.at(Path(where))
+        if theirs is not None:
+            return theirs.checkpoint
+        if steps := list(beside.theirs(Path(where))):
+            raise _of_many(where, steps) from error
+        if not beside.is_unfinished(Path(where)):
+            raise InvalidLayoutError(f"there is no checkpoint at {where}\n  {error}") from error
     raise InvalidLayoutError(f"there is no checkpoint at {where}: its save was never finished")
 
 
-def refuse_orbax(path: Path) -> None:
-    """Refuse what Orbax itself wrote, rather than call it nothing.
-
-    Raises:
-        InvalidLayoutError: there is such a checkpoint, or steps of one.
-    """
-    if not path.is_dir():
-        return
-    for folder in (path, *path.iterdir()):
-        if any((folder / name).exists() for name in ("_CHECKPOINT_METADATA", "orbax.checkpoint")):
-            raise InvalidLayoutError(
-                f"{folder} was written by Orbax, which this door does not read\n"
-                "  Load it with Orbax and save it here, under a path of its own."
-            )
+def _of_many(where: str, steps: list[int]) -> InvalidLayoutError:
+    return InvalidLayoutError(
+        f"{where} holds steps ({', '.join(map(str, steps[:5]))}, ...), not one checkpoint\n"
+        "  Use `training.Checkpointer`, or give the path of one step."
+    )
 
 
 def _is_slot(catalog: mp.Catalog, where: str) -> bool:
@@ -75,7 +68,7 @@ def _is_slot(catalog: mp.Catalog, where: str) -> bool:
 def _replaced(where: str) -> mp.Checkpoint | None:
     """Return the step that stood at a path before it was saved again, under a name of its own."""
     try:
-        catalog = mp.open(str(Path(where).parent))
+        catalog = mp.open(beside.home(Path(where).parent))
     except _MISSING:
         return None
     name = Path(where).name
@@ -119,7 +112,7 @@ def saver_at(path: PathLike, context: Context, **options: Any) -> mp.Checkpointe
 
 def _names_a_step(where: Path) -> bool:
     try:
-        catalog = mp.open(where.parent)
+        catalog = mp.open(beside.home(where.parent))
     except _MISSING:
         return False
     return catalog.metadata != ALONE and catalog.step_format.parse(where.name) is not None

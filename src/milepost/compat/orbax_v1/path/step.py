@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import milepost as mp
 from milepost.compat.orbax_v1.described import StepCheckpointMetadata, nanoseconds
 from milepost.compat.orbax_v1.path.types import PathLike
+from milepost.interop.orbax import beside
 
 _M_co = TypeVar("_M_co", covariant=True)
 
@@ -41,15 +42,20 @@ class _Standard:
         return f"{self.prefix}{step:0{self.width}d}"
 
     def find_all(self, base_path: PathLike) -> Iterator[StepCheckpointMetadata[None]]:
+        theirs = beside.theirs(Path(base_path), lambda name, step: name == self.build_name(step))
+        home = beside.home(Path(base_path))
         try:
-            catalog = mp.open(base_path)
+            catalog = mp.open(home)
         except (mp.NotFoundError, mp.FormatError):
-            return
-        for step in catalog:
+            catalog = None
+        for step in sorted({*(catalog or ()), *theirs}):
+            if catalog is None or step not in catalog:
+                path, commit = theirs[step].path, theirs[step].committed_ns
+                yield StepCheckpointMetadata(step, path, metadata=None, commit_timestamp_nsecs=commit)
+                continue
             checkpoint = catalog[step]
             if checkpoint.info.slot.partition(".g")[0] == self.build_name(step):
-                path = Path(base_path) / checkpoint.info.slot
-                commit = nanoseconds(checkpoint.created)
+                path, commit = home / checkpoint.info.slot, nanoseconds(checkpoint.created)
                 yield StepCheckpointMetadata(step, path, metadata=None, commit_timestamp_nsecs=commit)
 
     def find_step(self, base_path: PathLike, step: int) -> StepCheckpointMetadata[None]:
@@ -112,6 +118,12 @@ def composite_name_format(
     if write_name_format not in read_name_formats:
         raise ValueError("write_name_format: expected one of read_name_formats, or what is saved could not be found")
     return _Composite(write_name_format, tuple(read_name_formats))
+
+
+def accepts(names: NameFormat[Any], name: str, step: int) -> bool:
+    """Return whether a folder's name is that of a step."""
+    read: Sequence[NameFormat[Any]] = names.read if isinstance(names, _Composite) else [names]
+    return any(each.build_name(step) == name for each in read)
 
 
 def step_format(names: NameFormat[Any]) -> mp.StepFormat:

@@ -15,9 +15,10 @@ from typing import Any, final
 import milepost as mp
 from milepost.compat.orbax_v1 import free, items, multihost, places
 from milepost.compat.orbax_v1.context import Context, get_context
-from milepost.compat.orbax_v1.described import CheckpointMetadata, RootMetadata, StepCheckpointMetadata, nanoseconds
+from milepost.compat.orbax_v1.described import CheckpointMetadata, RootMetadata, StepCheckpointMetadata
+from milepost.compat.orbax_v1.errors import InvalidLayoutError
 from milepost.compat.orbax_v1.items import STATE
-from milepost.compat.orbax_v1.path.step import NameFormat, standard_name_format, step_format
+from milepost.compat.orbax_v1.path.step import NameFormat, accepts, standard_name_format, step_format
 from milepost.compat.orbax_v1.path.types import PathLike
 from milepost.compat.orbax_v1.response import AsyncResponse, started
 from milepost.compat.orbax_v1.training import preservation_policies, save_decision_policies
@@ -25,6 +26,7 @@ from milepost.compat.orbax_v1.training.errors import StepNotFoundError
 from milepost.compat.orbax_v1.training.save_decision_policies import DecisionContext
 from milepost.compat.orbax_v1.training.steps import Step, Steps, metrics_of
 from milepost.compat.orbax_v1.training.writer import Writer, exists
+from milepost.interop.orbax import beside
 
 
 @final
@@ -74,8 +76,9 @@ class Checkpointer:
         # A path of another kind (etils) stays one.
         self._path_class: Any = type(directory) if isinstance(directory, PurePath) else self._context.file.path_class
         self._root.mkdir(parents=True, exist_ok=True)
-        self._steps = Steps(self._root)
-        names = step_format(step_name_format or standard_name_format())
+        named = step_name_format or standard_name_format()
+        self._steps = Steps(self._root, lambda name, step: accepts(named, name, step))
+        names = step_format(named)
         self._writer = Writer(self._root, self._steps, names, custom_metadata, self._entry)
 
     # --- what there is
@@ -222,9 +225,9 @@ class Checkpointer:
         return self._writer.saving
 
     def cancel(self, step: int | CheckpointMetadata[Any] | None = None) -> None:
-        """Give up the save in flight: its step will not be there, and its `result` is False.
+        """Give up the save in flight and wait until it is over: its step is not there then, and its `result` is False.
 
-        With a step, that step is deleted too, if it is there. Waits until the write has ended.
+        When it is committed already, it stays; with a step, that step is deleted too, if it is there.
         """
         number = None if step is None else _number(step)
         self._writer.cancel(number)
@@ -343,7 +346,7 @@ class Checkpointer:
             self.directory / checkpoint.info.slot,
             metadata=described,
             init_timestamp_nsecs=items.record_of(checkpoint).get("init_timestamp_nsecs"),
-            commit_timestamp_nsecs=nanoseconds(checkpoint.created),
+            commit_timestamp_nsecs=items.committed_ns(checkpoint),
             custom_metadata=items.custom_metadata(checkpoint.metadata),
             metrics=metrics_of(checkpoint),
         )
@@ -351,7 +354,7 @@ class Checkpointer:
     def root_metadata(self) -> RootMetadata:
         """Return what was said about the whole sequence when its root was made."""
         catalog = self._steps.catalog
-        kept = None if catalog is None else places.custom_root_metadata(catalog.metadata)
+        kept = places.custom_root_metadata(beside.root_metadata(self._root) if catalog is None else catalog.metadata)
         return RootMetadata(directory=self.directory, custom_metadata=kept or self._custom or {})
 
     # --- delete
@@ -394,6 +397,8 @@ class Checkpointer:
                 return started(f"the deletion of step {number}", lambda: False)
             if checkpointable_name is None:
                 return self._writer.delete(number)
+            if found.theirs is not None:
+                raise InvalidLayoutError(free.items_of_orbax(found.checkpoint))
             return self._writer.delete_item(found.checkpoint, checkpointable_name, missing_ok, context)
 
     # --- ends

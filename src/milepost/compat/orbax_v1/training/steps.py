@@ -6,16 +6,18 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import milepost as mp
-from milepost.compat.orbax_v1 import items, places
+from milepost.compat.orbax_v1 import items
 from milepost.compat.orbax_v1.described import StepCheckpointMetadata, nanoseconds
 from milepost.compat.orbax_v1.training.preservation_policies import PreservationContext, PreservationPolicy
+from milepost.interop.orbax import OrbaxStep, beside
 
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _log = logging.getLogger("milepost")
 
 
@@ -29,6 +31,7 @@ class Step:
         metrics: None when there are none.
         slot: the name of its folder.
         checkpoint: None while it is being written.
+        theirs: when Orbax itself wrote it.
     """
 
     step: int
@@ -36,11 +39,13 @@ class Step:
     metrics: Any
     slot: str
     checkpoint: mp.Checkpoint | None = None
+    theirs: OrbaxStep | None = None
 
 
 def step_of(checkpoint: mp.Checkpoint) -> Step:
     """Return what is to be known of a checkpoint."""
-    return Step(checkpoint.step, checkpoint.created, metrics_of(checkpoint), checkpoint.info.slot, checkpoint)
+    committed = _EPOCH + dt.timedelta(microseconds=items.committed_ns(checkpoint) // 1000)
+    return Step(checkpoint.step, committed, metrics_of(checkpoint), checkpoint.info.slot, checkpoint)
 
 
 def metrics_of(checkpoint: mp.Checkpoint) -> Any:
@@ -48,12 +53,27 @@ def metrics_of(checkpoint: mp.Checkpoint) -> Any:
     return items.record_of(checkpoint).get("metrics", checkpoint.metrics or None)
 
 
+def _of_orbax(step: OrbaxStep) -> Step:
+    try:
+        metrics = step.metrics
+    except mp.CorruptionError as error:  # the state is there all the same
+        _log.warning("%s", str(error).partition("\n")[0])
+        metrics = None
+    return Step(step.step, step.created, None if metrics == {} else metrics, step.path.name, step.checkpoint, step)
+
+
 @final
 class Steps:
-    """The steps under a root, in the order in which they were found or saved. Any thread may ask."""
+    """The steps under a root, in the order in which they were found or saved. Any thread may ask.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    Args:
+        root: the directory.
+        accepts: says which folders that Orbax wrote there are steps.
+    """
+
+    def __init__(self, root: Path, accepts: Callable[[str, int], bool] | None = None) -> None:
+        self.root, self.home = root, beside.home(root)
+        self._accepts = accepts
         self._lock = threading.Lock()
         self._steps: dict[int, Step] = {}
         self._doomed: set[int] = set()
@@ -66,23 +86,27 @@ class Steps:
     def look(self) -> None:
         """List the root anew; damaged checkpoints are left out, and said in the log."""
         try:
-            catalog = mp.open(self.root)
+            catalog = mp.open(self.home)
         except mp.NotFoundError:
-            places.refuse_orbax(self.root)
             catalog = None
         found: dict[int, Step] = {}
+        theirs = beside.theirs(self.root, self._accepts)
         damaged = -1
-        for step in [] if catalog is None else sorted(catalog):
+        for step in sorted({*(catalog or ()), *theirs}):
             try:
-                checkpoint = catalog[step] if catalog is not None else None
-                if checkpoint is not None and not checkpoint.info.superseded:
+                if catalog is None or step not in catalog:
+                    found[step] = _of_orbax(theirs[step])
+                    continue
+                checkpoint = catalog[step]
+                if not checkpoint.info.superseded:
                     found[step] = step_of(checkpoint)
             except mp.CorruptionError as error:
-                damaged = step
+                damaged = damaged if step in theirs else step
                 _log.warning("step %d of %s is left out: %s", step, self.root, str(error).partition("\n")[0])
             except mp.NotFoundError:
                 continue  # retired since it was listed
-        newest = found.get(max(found, default=-1))
+        ours = {step: each for step, each in found.items() if each.theirs is None}
+        newest = ours.get(max(ours, default=-1))
         with self._lock:
             self.catalog = catalog
             self.last_whole = newest.checkpoint if newest is not None and newest.step < damaged else None
@@ -168,7 +192,7 @@ class Steps:
         """Return what users see of a step."""
         return StepCheckpointMetadata(
             step.step,
-            self.root / step.slot,
+            (self.home if step.theirs is None else self.root) / step.slot,
             metadata=None,
             metrics=step.metrics,
             commit_timestamp_nsecs=nanoseconds(step.time),
@@ -176,8 +200,13 @@ class Steps:
 
     def delete(self, step: int, *, pinned: bool = True) -> bool:
         """Delete a step now; False when somebody is reading it, or when it is pinned and `pinned` is False."""
+        known = self._steps.get(step)
         try:
-            catalog = mp.open(self.root)
+            if known is not None and known.theirs is not None:
+                beside.delete(known.theirs)
+                self.gone(step)
+                return True
+            catalog = mp.open(self.home)
             if not pinned and catalog[step].info.pins:
                 self.stays(step)
                 return False

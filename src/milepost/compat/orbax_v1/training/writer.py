@@ -15,6 +15,7 @@ from milepost.compat.orbax_v1.context import Context
 from milepost.compat.orbax_v1.response import Response, started
 from milepost.compat.orbax_v1.training.errors import StepAlreadyExistsError
 from milepost.compat.orbax_v1.training.steps import Step, Steps, step_of
+from milepost.interop.orbax import beside
 
 _log = logging.getLogger("milepost")
 
@@ -40,7 +41,7 @@ class Writer:
         self._saving: Response[bool] | None = None
         self._saving_step: int | None = None
         self._deleting: Response[bool] | None = None
-        self._cancelled = False
+        self._pending: mp.PendingSave | None = None
         self._because = _Because()
 
     # --- save
@@ -73,7 +74,7 @@ class Writer:
             raise exists(new.step, self._root) from error
         response = Response[bool](f"the save of step {new.step} of {self._root}")
         before = self._steps.begun(new, doomed)
-        self._saving, self._saving_step, self._cancelled = response, new.step, False
+        self._saving, self._saving_step, self._pending = response, new.step, pending
         began = time.time()
 
         def over(done: mp.PendingSave) -> None:
@@ -81,23 +82,25 @@ class Writer:
                 checkpoint = done.result()
             except Exception as error:  # noqa: BLE001 raised by `result`, or at the next touch
                 self._steps.failed(new.step, before, doomed)
-                response.finish(error=error)
+                if done.cancelled:
+                    response.finish(False)
+                else:
+                    response.finish(error=error)
                 return
             try:
-                response.finish(self._committed(checkpoint, doomed, began, context))
+                if before is not None and before.theirs is not None:
+                    beside.delete(before.theirs)  # of what Orbax wrote there is no other way to take its place
+                self._committed(checkpoint, doomed, began, context)
+                response.finish(True)
             except Exception as error:  # noqa: BLE001 the step is there, but what was asked for after it failed
                 response.finish(error=error)
 
         pending.add_done_callback(over)
         return response
 
-    def _committed(self, checkpoint: mp.Checkpoint, doomed: list[int], began: float, context: Context) -> bool:
-        """Do what follows a commit; False when the save was cancelled meanwhile."""
+    def _committed(self, checkpoint: mp.Checkpoint, doomed: list[int], began: float, context: Context) -> None:
+        """Do what follows a commit."""
         self._steps.ended(step_of(checkpoint))
-        if self._cancelled:
-            self._steps.failed(checkpoint.step, None, doomed)
-            self._steps.delete(checkpoint.step)
-            return False
         for step in doomed:
             try:
                 self._steps.delete(step, pinned=False)
@@ -106,7 +109,6 @@ class Writer:
                 _log.warning("step %d of %s was not deleted: %s", step, self._root, error)
         free.finished(self._root, context)
         self._entry("save", checkpoint.step, began)
-        return True
 
     def _opened(self, context: Context) -> mp.Checkpointer:
         """Return what writes the root, which is made now if it is not there."""
@@ -117,15 +119,15 @@ class Writer:
             "resume_from": self._steps.last_whole,
         }  # fmt: skip
         if self._steps.catalog is None:
-            custom = places.root_metadata(self._custom)
+            custom = beside.root_metadata(self._root) or places.root_metadata(self._custom)
             try:
-                self._saver = mp.Checkpointer(self._root, step_format=self.names, metadata=custom, **options)
+                self._saver = mp.Checkpointer(self._steps.home, step_format=self.names, metadata=custom, **options)
             except (mp.StructureError, mp.FormatError):
                 self._steps.look()  # another process made the root meanwhile, its own way
                 if self._steps.catalog is None:
                     raise
         if self._saver is None:
-            self._saver = mp.Checkpointer(self._root, **options)
+            self._saver = mp.Checkpointer(self._steps.home, **options)
         self.names = self._saver.catalog.step_format
         return self._saver
 
@@ -136,9 +138,9 @@ class Writer:
             saving.result()
 
     def cancel(self, step: int | None) -> None:
-        """Let the save in flight, if it is of that step, end without a checkpoint."""
-        if self._saving is not None and step in (None, self._saving_step):
-            self._cancelled = True
+        """Give up the save in flight, if it is of that step, and wait until it is over."""
+        if self._pending is not None and step in (None, self._saving_step):
+            self._pending.cancel()
             self.settle()
 
     # --- delete
