@@ -80,10 +80,8 @@ class Mover(torch.nn.Module):
         self.checkpoint = door.bind_checkpoint_state(State())
 
     def input_coords(self) -> Coords:
-        own = {"variable": np.array(["t2m"]), "lead_time": np.array([0 * HOURS])}
-        return OrderedDict(
-            batch=np.empty(0), time=np.empty(0), lead_time=own["lead_time"], variable=own["variable"], **GRID
-        )
+        own = {"lead_time": np.array([0 * HOURS]), "variable": np.array(["t2m"])}
+        return OrderedDict(batch=np.empty(0), time=np.empty(0), **own, **GRID)
 
     def output_coords(self, coords: Coords) -> Coords:
         return OrderedDict({**coords, "lead_time": coords["lead_time"][-1:] + HOURS})
@@ -107,8 +105,8 @@ class Mover(torch.nn.Module):
 
 class Twice(torch.nn.Module):
     def input_coords(self) -> Coords:
-        lead = {"time": np.empty(0), "lead_time": np.empty(0)}
-        return OrderedDict(batch=np.empty(0), **lead, variable=np.array(["t2m"]), **GRID)
+        own = {"lead_time": np.empty(0), "variable": np.array(["t2m"])}
+        return OrderedDict(batch=np.empty(0), time=np.empty(0), **own, **GRID)
 
     def output_coords(self, coords: Coords) -> Coords:
         return OrderedDict({**coords, "variable": np.array(["twice"])})

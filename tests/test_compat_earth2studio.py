@@ -15,6 +15,7 @@ import sys
 import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path, PurePath
 from typing import Any, get_args
 
@@ -188,6 +189,21 @@ def test_leaving_commits_nothing(tmp_path: Path) -> None:
     with checkpoint as session:
         session.write()
     assert checkpoint.catalog == ()
+
+
+def test_rows_that_are_all_damaged_are_left_beside_a_new_line(tmp_path: Path) -> None:
+    with Checkpoint("run", tmp_path) as session:
+        session.write(i=0)
+    manifest = tmp_path / "0" / "manifest.json"
+    manifest.chmod(0o644)
+    manifest.write_bytes(manifest.read_bytes()[:-40])
+    with pytest.warns(RuntimeWarning, match="left out"):
+        session = Checkpoint("run", tmp_path).__enter__()
+    session.write(i=1)
+    session.__exit__()
+    with pytest.warns(RuntimeWarning, match="left out"):
+        assert [entry.metadata for entry in Checkpoint("run", tmp_path).catalog] == [{"i": 1}]
+    assert manifest.exists()
 
 
 def test_a_failed_commit_takes_the_write_back(tmp_path: Path) -> None:
@@ -469,6 +485,15 @@ def test_a_process_that_dies_at_a_write_is_resumed(tmp_path: Path) -> None:
     run("deterministic", tmp_path / "killed", Output(kept), {})
     assert list(kept) == list(whole.kept)[2:]
     assert equal(kept, {key: whole.kept[key] for key in kept})
+
+
+@pytest.mark.skipif(find_spec("earth2studio") is None, reason="earth2studio is not installed")
+def test_the_workflows_of_earth2studio_itself_are_resumed_bit_for_bit(tmp_path: Path) -> None:
+    command = [sys.executable, Path(__file__).parent / "earth2studio_side.py", tmp_path]
+
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert said.count(": the same ") == 6
 
 
 # --- what is better: the numbers are those of the semantics page

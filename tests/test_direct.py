@@ -7,7 +7,8 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +167,52 @@ def test_without_threads_the_caller_writes(store: LocalStore, monkeypatch: pytes
     store.put("file", pieces)
 
     assert same(store, "file", pieces)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_child_has_buffers_of_its_own(store: LocalStore) -> None:
+    size = 6 * BLOCK + 77
+    store.put("before", [memory(size, aligned=False)])
+    if not (child := os.fork()):
+        store.put("child", [memory(size, aligned=False, seed=1)])
+        os._exit(0)
+
+    store.put("parent", [memory(size, aligned=False, seed=2)])
+
+    assert os.waitpid(child, 0)[1] == 0
+    assert same(store, "child", [memory(size, aligned=False, seed=1)])
+    assert same(store, "parent", [memory(size, aligned=False, seed=2)])
+
+
+@pytest.mark.parametrize("announced", [3 * BLOCK, 5 * BLOCK])
+def test_a_file_of_another_size_than_announced_is_refused(store: LocalStore, announced: int) -> None:
+    with pytest.raises(StorageError, match="announced"):
+        store.put("file", Sized(announced, [memory(4 * BLOCK, aligned=True)]))
+
+    assert os.listdir(store.path) == []
+
+
+def test_what_is_to_be_written_is_not_taken_long_before(store: LocalStore) -> None:
+    data = memory(24 * MiB, aligned=True)
+    all_taken, go_on = threading.Event(), threading.Event()
+    taken_before: list[Call] = []
+
+    def look(call: Call) -> None:
+        if call.name != "write":
+            return
+        if not call.offset:
+            if all_taken.wait(0.3):
+                taken_before.append(call)
+            go_on.set()
+        go_on.wait()  # no thread writes before the first has looked
+
+    def pieces() -> Iterator[memoryview]:
+        for start in range(0, len(data), MiB):
+            yield data[start : start + MiB]
+        all_taken.set()
+
+    with Recorder(store.path, before=look):
+        store.put("file", Sized(len(data), pieces()))
+
+    assert not taken_before
+    assert same(store, "file", [data])

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
+import sys
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -107,6 +111,30 @@ def test_what_was_loaded_is_linked_by_the_first_save_after_a_resume(root: Path) 
 
     assert written(recorder) < 20_000
     assert packs(root / "0") == packs(root / "1")
+
+
+def test_what_was_loaded_is_not_taken_for_what_lies_in_its_slot_since(root: Path) -> None:
+    mp.save(root, params(1), step=0)
+    with mp.Checkpointer(root) as saver:
+        state = saver.catalog[0].load(like=params(0))
+        with mp.Checkpointer(root) as other:
+            other.catalog.delete(0)
+            other.save(0, params(5)).result()
+        saver.save(1, state).result()
+
+    assert mp.open(root)[1].load()["w0"][0] == 1
+
+
+def test_of_what_was_loaded_long_ago_nothing_is_remembered(root: Path) -> None:
+    with mp.Checkpointer(root) as saver:
+        for step in range(12):
+            saver.save(step, params(step, leaves=1, nbytes=64)).result()
+    catalog = mp.open(root)
+
+    for step in catalog:
+        catalog[step].load(like=params(0, leaves=1, nbytes=64))
+
+    assert len(catalog[11]._opened.root.loaded) == 8
 
 
 def test_what_was_cast_while_it_was_loaded_is_written(root: Path) -> None:
@@ -256,6 +284,19 @@ def test_a_read_that_fails_says_which_arrays_were_being_filled(root: Path) -> No
     assert "w7" in note  # it was read ahead
 
 
+@pytest.mark.parametrize("shift", [0, 4 * MiB])
+def test_leaves_that_are_read_into_common_memory_are_not_read_at_once(root: Path, shift: int) -> None:
+    size = 24 * MiB
+    mp.save(root, {"a": np.full(size, 1, np.uint8), "b": np.full(size, 2, np.uint8)}, step=0)
+    memory = np.zeros(size + shift, np.uint8)
+    target = {"a": memory[:size], "b": memory[shift:]}
+
+    mp.open(root)[0].load_into(target)
+
+    assert (target["b"] == 2).all()
+    assert (target["a"][: shift or None] == 1).all()  # with one address, it was given memory of its own
+
+
 def test_memory_that_was_loaded_may_be_changed(root: Path) -> None:
     mp.save(root, {f"w{i}": np.full(1_000, i) for i in range(2_000)})
 
@@ -308,3 +349,32 @@ def test_a_lazy_load_maps_each_pack_once(root: Path) -> None:
     loaded = mp.open(root)[0].load(lazy=True)
 
     assert all(leaf[7] == int(name[1:]) for name, leaf in loaded.items())
+
+
+class Priorities(logging.Handler):
+    """Notes the priority of the thread that says that a step is saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[int] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage().startswith("saved step"):
+            self.found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no priority of a thread")
+@pytest.mark.parametrize("background", [False, True])
+def test_a_save_in_the_background_lets_everything_else_go_first(
+    root: Path, background: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "milepost")
+    priorities = Priorities()
+    logging.getLogger("milepost").addHandler(priorities)
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    with mp.Checkpointer(root, limits=mp.Limits(background=background)) as saver:
+        saver.save(0, params(1)).result()
+    logging.getLogger("milepost").removeHandler(priorities)
+
+    assert priorities.found == [19 if background else mine]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == mine

@@ -439,6 +439,12 @@ def test_an_array_is_copied_in_parts_of_whole_chunks(data: st.DataObject) -> Non
 # --- the command
 
 
+@pytest.mark.parametrize("where", ["single", "single/1"])
+def test_who_opens_a_directory_of_orbax_as_a_root_is_told_how_to_bring_it_along(written: Path, where: str) -> None:
+    with pytest.raises(mp.NotFoundError, match=rf"milepost import .*{where} STORE"):
+        mp.open(written / where)
+
+
 def test_the_command_imports_and_goes_on(written: Path, tmp_path: Path) -> None:
     first = milepost("import", written / "single", tmp_path / "store", "--steps", "1,9-12")
     assert first.exit_code == 0 and "imported 2 steps" in first.stdout and "verified" in first.stdout

@@ -624,6 +624,29 @@ def test_the_items_of_a_session_are_listed_with_those_that_are_damaged(root: Pat
     assert "counts as not begun" in str(warned[1].message)
 
 
+def test_an_item_that_cannot_be_read_stops_no_other_and_is_an_error_for_who_enters_it(root: Path) -> None:
+    with pytest.raises(Killed), Session(root) as session:
+        for member in range(2):
+            with session.item(member=member):
+                session.mark(step=0)
+                if member:
+                    raise Killed
+    item = root / "items" / "member=1"
+    (item / "1").rename(item / "7")
+
+    with Session(root) as session:
+        with pytest.warns(RuntimeWarning, match="member=1.*counts as not begun"):
+            assert session.pending([{"member": member} for member in range(3)]) == [{"member": 1}, {"member": 2}]
+        with (
+            pytest.warns(RuntimeWarning, match="counts as not begun"),
+            pytest.raises(mp.FormatError, match="is the manifest of step 1"),
+            session.item(member=1),
+        ):
+            pass
+        with session.item(member=2):
+            session.mark(step=0)
+
+
 # --- any row
 
 

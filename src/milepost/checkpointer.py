@@ -19,7 +19,7 @@ from milepost.engine.commit import Lock
 from milepost.engine.opening import check_identity, open_root
 from milepost.engine.prepare import Base, Captured, Outline, base_of, prepare
 from milepost.engine.save import Order, Written
-from milepost.engine.transfer import Limits
+from milepost.engine.transfer import Limits, give_way
 from milepost.errors import (
     CheckpointError,
     ConflictError,
@@ -317,14 +317,20 @@ class Checkpointer:
             self._run(pending, order, captured, borrowed(captured.held), base)
             return
         pending.anatomy.copied_nbytes = copied
-        buffers = capture(captured.held, self._arena, copy=self._copy)
+        arena, self._arena = self._arena, Arena()  # after a Ctrl-C here, a thread that nobody waits for may read it
+        buffers = capture(captured.held, arena, copy=self._copy)
         captured = dataclasses.replace(captured, held=[])  # device memory is free again when `save` returns
         # Not a daemon, and started now: a thread that is started while the interpreter exits fails (3.12).
         thread = threading.Thread(
-            target=self._run, args=(pending, order, captured, buffers, base), name=f"milepost-save-{order.step}"
+            target=self._run_apart, args=(pending, order, captured, buffers, base), name=f"milepost-save-{order.step}"
         )
         thread.start()
-        self._pending, self._thread = pending, thread
+        self._pending, self._thread, self._arena = pending, thread, arena
+
+    def _run_apart(self, *what: Any) -> None:
+        if self._limits.background:
+            give_way()
+        self._run(*what)
 
     def _run(
         self, pending: PendingSave, order: Order, captured: Captured, buffers: list[memoryview], base: Base | None

@@ -15,7 +15,7 @@ from typing import Any
 from milepost.catalog import open_catalog
 from milepost.checkpoint import Checkpoint
 from milepost.component import Level
-from milepost.errors import CorruptionError, NotFoundError, StructureError
+from milepost.errors import CorruptionError, FormatError, NotFoundError, StorageError, StructureError
 from milepost.line import START, level_of
 from milepost.model.value import value_type
 from milepost.rows import Which, newest_whole, row_at
@@ -114,7 +114,7 @@ def whole_item_row(where: str) -> ItemRow | None:
         row, damaged = newest_whole(open_catalog(where))
     except NotFoundError:
         return None
-    except CorruptionError as error:  # the records of the root itself
+    except (CorruptionError, FormatError, StorageError) as error:  # who enters it is told so as an error
         what = str(error).partition("\n")[0]
         warnings.warn(f"{what}; this item counts as not begun", RuntimeWarning, stacklevel=2)
         row, damaged = None, True

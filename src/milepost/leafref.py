@@ -21,6 +21,9 @@ from milepost.model.keypath import KeyPath
 from milepost.model.leaf import Box, LeafSpec, dtype_info
 from milepost.stores import Hold
 
+_REMEMBERED = 8
+"""Checkpoints whose loaded arrays are known again."""
+
 Part: TypeAlias = SupportsIndex | slice | EllipsisType
 Index: TypeAlias = Part | tuple[Part, ...]
 
@@ -119,7 +122,9 @@ class Opened:
         table = self.root.table(self.slot, self.manifest)
         packs = [pack.name for pack in table.packs]
         source = Source(self.root.store, self.slot, packs, self.root.damaged, self.root.concurrency)
-        loaded = self.root.loaded.setdefault(self.slot.name, {})
+        loaded = self.root.loaded.setdefault(self.manifest.leaves, {})
+        while len(self.root.loaded) > _REMEMBERED:  # a reader of one step after the other goes on from no old one
+            self.root.loaded.pop(next(iter(self.root.loaded)), None)
         return Stored(table, source, keypath.ROOT, table.tree, self.rank, self.where, loaded)
 
     @cached_property

@@ -98,6 +98,7 @@ class Session:
         self._tokens: list[Token[Any]] = []
         self._inherits = True
         self._damaged = False
+        self._left: list[str] = []
 
     def _resumed(self, resume: Literal["latest"] | Which | None) -> Line:
         row = None if resume is None or resume == "latest" else row_at(open_catalog(self._where), resume)
@@ -259,6 +260,7 @@ class Session:
             self._damaged = self._damaged or row.damaged
             if not row.done:
                 left.append(labels)
+        self._left = [self._root_of(labels) for labels in left]
         return left
 
     def items(self) -> list[ItemRow]:
@@ -307,6 +309,7 @@ class Session:
         """Give the bound components the state with which an item begins or goes on."""
         if line.row is not None and line.level > Level.PROGRESS:
             line.offer(line.row)
+        # With damage, items after this one may be done: then each begins as the one before it ended, not as this did.
         elif (self._inherits or self._damaged) and (before := self._before(line.labels)) is not None:
             line.offer(before, inherited=True)
         self._inherits = False
@@ -322,9 +325,10 @@ class Session:
     def _before(self, labels: Mapping[str, Any]) -> Checkpoint | None:
         """Return the last row of the finished item before this one, from where one worker's components go on."""
         if self.level == Level.PROGRESS or dict(labels) not in self._order:
-            return None  # with damage, later items may be done: then each begins as the one before it ended
+            return None
         for earlier in reversed(self._order[: self._order.index(dict(labels))]):
-            start = item_start(self._root_of(earlier), earlier)
+            root = self._root_of(earlier)
+            start = ItemStart() if root in self._left else item_start(root, earlier)
             if start.done:
                 return start.row
         return None
@@ -342,7 +346,9 @@ class Session:
             self._line = self._main
             line.close()
         if done:
-            say_done(self._where, self._root_of(line.labels))
+            root = self._root_of(line.labels)
+            self._left = [other for other in self._left if other != root]
+            say_done(self._where, root)
         return done or line.done
 
     # --- context

@@ -69,13 +69,6 @@ SABOTAGES = (
         SCHEDULES,
     ),
     Sabotage(
-        "a failed attempt is removed only by the newest writer",
-        COMMIT,
-        "        self.check()\n        self._root.store.retire(",
-        "        self._root.store.retire(",
-        SCHEDULES,
-    ),
-    Sabotage(
         "retention asks once more when nobody can come in between",
         COMMIT,
         "if still is not None and not still():",
@@ -123,13 +116,6 @@ SABOTAGES = (
         "    if len(names) < len(members):\n",
         "    if False:\n",
         "tests/attacks/test_attacks.py",
-    ),
-    Sabotage(
-        "a record has a size that can be read",
-        FORMAT,
-        "    if nbytes > limit_of(kind):\n",
-        "    if False:\n",
-        "tests/attacks/test_attacks.py tests/test_format_page.py",
     ),
     Sabotage(
         "the leaf table is the one that the manifest names",

@@ -117,15 +117,14 @@ def array_bytes(array: Array, out: memoryview | None) -> memoryview:
     """Return the bytes of an array in C order, little-endian; in `out` when given, else a view or a copy."""
     if array.dtype.byteorder == ">" and array.dtype.names is None:
         array = array.astype(array.dtype.newbyteorder("<"))
+    if array.dtype.names is not None:  # would be copied field by field, which leaves out their padding
+        array = array.view(f"V{array.itemsize}")
     if out is None:
         return flat_bytes(np.ascontiguousarray(array).reshape(array.shape))
-    if array.nbytes < SMALL and array.dtype.names is None:
+    if array.nbytes < SMALL:
         out[:] = array.tobytes()
     elif array.nbytes:
-        # Structured dtypes would be copied field by field, which leaves out their padding.
-        dtype: Any = f"V{array.itemsize}" if array.dtype.names is not None else array.dtype
-        target = np.frombuffer(out, dtype).reshape(array.shape)
-        np.copyto(target, array.view(dtype) if array.dtype.names is not None else array, casting="no")
+        np.copyto(np.frombuffer(out, array.dtype).reshape(array.shape), array, casting="no")
     return out
 
 

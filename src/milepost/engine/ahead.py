@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -69,9 +69,11 @@ class Ahead:
         """Start to read leaves, in the order in which they will be asked for."""
         window: list[Wanted] = []
         size = total = 0
+        first: dict[str, Wanted] = {}
         for want in wanted:
-            if want.path in self._window_of or not self._source.is_plain(want.path, want.array):
-                continue
+            if want.path not in first and self._source.is_plain(want.path, want.array):
+                first[want.path] = want
+        for want in _apart(list(first.values())):
             nbytes = want.array.boxes[0].nbytes
             if size + nbytes > _WINDOW and window:
                 self._windows.append(window)
@@ -175,6 +177,20 @@ class _Read:
             return found
         np.copyto(self.target, found)
         return self.target
+
+
+def _apart(wanted: list[Wanted]) -> list[Wanted]:
+    """Return the leaves, those whose memory is in part another's without it: threads would write over each other."""
+    outs = [(want.out, number) for number, want in enumerate(wanted) if want.out is not None]
+    spans = sorted((out.__array_interface__["data"][0], out.nbytes, number) for out, number in outs)
+    shared: set[int] = set()
+    end = last = -1
+    for start, nbytes, number in spans:
+        if start < end:
+            shared |= {last, number}
+        if start + nbytes > end:
+            end, last = start + nbytes, number
+    return [replace(want, out=None) if number in shared else want for number, want in enumerate(wanted)]
 
 
 def _units(window: Sequence[Wanted]) -> list[list[Wanted]]:

@@ -104,8 +104,7 @@ def _open_without_record(
             return copied
         what = "is empty" if not names else f"holds no checkpoints (but {len(names)} other entries)"
         raise NotFoundError(
-            f"{store.url} {what if _exists(store, names) else 'does not exist'}\n"
-            "  Check the path; a root holds `milepost.json`. `Checkpointer` and `Session` create one."
+            f"{store.url} {what if _exists(store, names) else 'does not exist'}\n  {_way_out(store, names)}"
         )
     others = [name for name in names if not name.startswith(_IGNORED)]
     if shared:  # but a folder named like a slot would be swept as an unfinished one
@@ -129,6 +128,14 @@ def _open_without_record(
     except ConflictError:
         return None
     return Root(store, record, steps)
+
+
+def _way_out(store: Store, names: list[str]) -> str:
+    folders = ["", *(name for name in names[:100] if name.endswith("/"))]
+    entries = (info.key for folder in folders for info in store.list(folder, delimiter="/"))
+    if any(key.rpartition("/")[2] == "_CHECKPOINT_METADATA" for key in entries):
+        return f"Orbax wrote what is there: `milepost import {store.url} STORE` brings it along."
+    return "Check the path; a root holds `milepost.json`. `Checkpointer` and `Session` create one."
 
 
 def _exists(store: Store, names: list[str]) -> bool:

@@ -49,7 +49,7 @@ def base_of(root: Root, slot: Slot, manifest: Manifest) -> Base:
         CheckpointError: it cannot be read.
     """
     nbytes = next(file.nbytes for file in manifest.files if file.name == "leaves.json")
-    return Base(slot, root.table(slot, manifest), manifest.leaves, nbytes, root.loaded.get(slot.name, {}))
+    return Base(slot, root.table(slot, manifest), manifest.leaves, nbytes, root.loaded.get(manifest.leaves, {}))
 
 
 @final

@@ -48,7 +48,8 @@ class Root:
         single: the only slot, when the store's own folder is one.
         damaged: packs that this process found damaged; they are never linked again.
         concurrency: threads that read at once.
-        loaded: by slot, the immutable arrays that were loaded from it, so that the next save knows them again.
+        loaded: by the digest of a leaf table (names of slots are used again), the immutable arrays that were loaded
+            from it, so that the next save knows them again.
         heads: what writers declared, as far as it was read; it never changes.
     """
 

@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 import base64
+import ctypes
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -38,12 +43,15 @@ class Limits:
         concurrency: threads that read at once.
         timeout_s: how long a save waits for the one before it, and for other processes. None: without end.
         bandwidth_bytes_per_s: writes go no faster, on average over a second. None: no limit.
+        background: the threads of a save run only when nothing else wants the processor (nice 19) or the disk (idle
+            class, where the system's I/O scheduler has one); on Linux, without effect elsewhere.
     """
 
     memory_bytes: int | None = None
     concurrency: int = 4
     timeout_s: float | None = None
     bandwidth_bytes_per_s: float | None = None
+    background: bool = False
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
@@ -52,6 +60,20 @@ class Limits:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"Limits({name}={value}): more than 0, or None for no limit")
+
+
+def give_way() -> None:
+    """Let everything else go before this thread, and the threads that it starts."""
+    if sys.platform != "linux":
+        return
+    with suppress(OSError):  # a sandbox forbids it
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+    ioprio_set = {"x86_64": 251, "aarch64": 30}.get(
+        os.uname().machine
+    )  # asm/unistd.h; the C library has no name for it
+    if ioprio_set is not None:
+        this_thread, idle = 1, 3 << 13  # linux/ioprio.h
+        ctypes.CDLL(None).syscall(ioprio_set, this_thread, 0, idle)
 
 
 @dataclass(frozen=True, slots=True)

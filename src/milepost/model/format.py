@@ -234,7 +234,6 @@ def unseal(data: bytes | memoryview, kind: type[Record], where: str) -> Record:
         CorruptionError: torn or altered.
     """
     data = bytes(data)
-    _check_size(len(data), kind, where)
     digest = digest_of(data)
     if digest is None or f"sha256:{hashlib.sha256(data[:-_TRAILER_LENGTH]).hexdigest()}" != digest:
         _check_version(data, where)
@@ -259,17 +258,6 @@ def unseal(data: bytes | memoryview, kind: type[Record], where: str) -> Record:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FormatError(f"{where} is no {kind.__name__} of format {FORMAT}: {error}") from error
     return record
-
-
-def _check_size(nbytes: int, kind: type[msgspec.Struct], where: str) -> None:
-    if nbytes > limit_of(kind):
-        raise FormatError(
-            message(
-                f"{where} is too large for a {kind.__name__}",
-                expected=f"at most {limit_of(kind):,} bytes",
-                found=f"{nbytes:,}",
-            )
-        )
 
 
 def _no_member_twice(members: list[tuple[str, Any]]) -> None:

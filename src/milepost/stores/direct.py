@@ -20,7 +20,7 @@ from typing import final
 
 import numpy as np
 
-from milepost.errors import failing
+from milepost.errors import StorageError, failing
 from milepost.stores import Buffer, Sized
 
 if sys.platform != "win32":
@@ -48,6 +48,7 @@ class Ring:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._memory: mmap.mmap | None = None
+        self._pid = 0
 
     @contextmanager
     def blocks(self, nbytes: int) -> Generator[list[memoryview]]:
@@ -57,8 +58,9 @@ class Ring:
             yield _cut(mmap.mmap(-1, count * BLOCK), count)
             return
         try:
-            if self._memory is None or len(self._memory) < count * BLOCK:
-                self._memory = mmap.mmap(-1, count * BLOCK)
+            # Such memory is shared with a forked child, which needs its own.
+            if self._memory is None or len(self._memory) < count * BLOCK or self._pid != os.getpid():
+                self._memory, self._pid = mmap.mmap(-1, count * BLOCK), os.getpid()
             yield _cut(self._memory, count)
         finally:
             self._lock.release()
@@ -95,6 +97,8 @@ def write(fd: int, data: Iterable[Buffer], nbytes: int, ring: Ring, begin: Begin
         finally:
             writer.close()
     writer.check()
+    if writer.nbytes != nbytes:  # space was reserved for so many
+        raise StorageError(f"{what}: {nbytes:,} bytes were announced, and {writer.nbytes:,} came")
     if direct:  # the last block was padded
         with failing(what):
             os.ftruncate(fd, writer.nbytes)
@@ -151,11 +155,12 @@ class Scratch(threading.local):
 
     def __init__(self) -> None:
         self._memory: mmap.mmap | None = None
+        self._pid = 0
 
     def block(self) -> memoryview:
         """Return this thread's block."""
-        if self._memory is None:
-            self._memory = mmap.mmap(-1, BLOCK)
+        if self._memory is None or self._pid != os.getpid():  # a forked child would share it
+            self._memory, self._pid = mmap.mmap(-1, BLOCK), os.getpid()
         return memoryview(self._memory)
 
 
@@ -181,7 +186,8 @@ class _Writer:
         self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         for block in blocks:
             self._free.put(block)
-        self._tasks: queue.SimpleQueue[tuple[memoryview, int, memoryview | None] | None] = queue.SimpleQueue()
+        # Bounded: who gives up waits for what is in it, and progress is told by what was put.
+        self._tasks: queue.Queue[tuple[memoryview, int, memoryview | None] | None] = queue.Queue(_BLOCKS)
         self._block: memoryview | None = None
         self._filled = 0
         self.nbytes = 0  # given so far
@@ -248,8 +254,15 @@ class _Writer:
         """Wait until all is written."""
         for _ in self._threads:
             self._tasks.put(None)
+        interrupted: BaseException | None = None
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                try:
+                    thread.join()
+                except KeyboardInterrupt as error:  # not before they have let go of the file and the blocks
+                    interrupted = error
+        if interrupted is not None:
+            raise interrupted
 
     def _work(self) -> None:
         while (task := self._tasks.get()) is not None:
