@@ -309,7 +309,7 @@ class Checkpointer:
 
     def _hand_over(self, pending: PendingSave, order: Order, captured: Captured) -> None:
         budget, copied = self._limits.memory_bytes, copied_nbytes(captured.held, copy=self._copy)
-        pending.anatomy.nbytes = sum(spec.nbytes for spec in captured.specs.values())
+        pending.anatomy.nbytes = captured.nbytes
         base = self._linkable()
         if budget is not None and copied > budget:
             # Too much to copy: write from the program's own memory, and return when that is done.

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
 
@@ -39,10 +37,7 @@ class Anatomy:
     new_nbytes: int = 0
     written_nbytes: int = 0
 
-    @contextmanager
-    def hashing(self, nbytes: int) -> Generator[None]:
-        """Count a digest."""
-        start = time.monotonic()
-        yield
+    def hashed(self, nbytes: int, start: float) -> None:
+        """Count a digest that was begun at `start`, of the monotonic clock."""
         self.hashed_s += time.monotonic() - start
         self.hashed_nbytes += nbytes

@@ -48,7 +48,8 @@ class Source:
 
     @property
     def start(self) -> tuple[int, ...] | None:
-        return None if self.box.shape == self.spec.shape else self.box.start
+        shape = self.spec.shape
+        return None if self.box is Box.whole(shape) or self.box.shape == shape else self.box.start
 
 
 def owned(sources: Sequence[Source], rank: int) -> list[int]:

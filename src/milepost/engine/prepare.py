@@ -96,6 +96,12 @@ class Captured:
     structure: Any
     outline: Outline
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        same = sum(box.nbytes for stored in self.same.values() for box in stored.boxes)
+        return same + sum(source.nbytes for source in self.sources)
+
 
 def prepare(value: Any, root: Root, base: Base | None, outline: Outline, *, rank: int = 0) -> Captured:
     """Return the leaves of a tree, sorted into arrays to write, arrays that are as they were, and values.
@@ -164,10 +170,10 @@ def _sorted(flat: tree.Flat, same: dict[KeyPath, StoredArray], outline: Outline,
                 if path in before:
                     known[path] = before[path]
                 continue
-            if adapter.nature(leaf) == "abstract":
-                raise UnsupportedLeafError("an abstract array has no data\n  Save the array itself.")
             key, entry = adapter.likeness(leaf), before.get(path)
             if entry is None or key is None or entry[0] != key:
+                if adapter.nature(leaf) == "abstract":
+                    raise UnsupportedLeafError("an abstract array has no data\n  Save the array itself.")
                 spec = adapter.spec(leaf)
                 entry = key, spec, _outlined(path, spec, pieces := adapter.pieces(leaf), rank)
             else:

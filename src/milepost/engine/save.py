@@ -132,11 +132,10 @@ def _abandon(lock: Lock, slot: Slot, error: BaseException) -> None:
 def _manifest(
     root: Root, order: Order, slot: Slot, epoch: int, captured: Captured, files: list[FileRecord], leaves: str,
 ) -> Manifest:  # fmt: skip
-    nbytes = sum(spec.nbytes for spec in captured.specs.values())
     return Manifest(
         format=fmt.FORMAT, id=fmt.new_id(), root=root.record.id if root.record else "", epoch=epoch, step=order.step,
         generation=slot.generation, parent=order.parent, time=now(), reason=order.reason, metrics=order.metrics,
-        metadata=order.metadata, versions=versions(), world=1, nbytes=nbytes,
+        metadata=order.metadata, versions=versions(), world=1, nbytes=captured.nbytes,
         files=files, leaves=leaves, pins=order.pins, keep=order.keep,
     )  # fmt: skip
 

@@ -98,15 +98,17 @@ def compared(data: memoryview, box: StoredBox, anatomy: Anatomy) -> tuple[Digest
     The first chunk that differs tells: most of what has changed is not read to its end here.
     """
     if len(data) <= CHUNK:
-        with anatomy.hashing(len(data)):
-            found = digest(data)
+        began = time.monotonic()
+        found = digest(data)
+        anatomy.hashed(len(data), began)
         return found, found.whole == box.digest and not box.chunks
     stored = base64.b64decode(box.chunks)
     if len(stored) != 16 * -(-len(data) // CHUNK):
         return None, False
     for number, start in enumerate(range(0, len(data), CHUNK)):
-        with anatomy.hashing(len(chunk := data[start : start + CHUNK])):
-            found = xxhash.xxh3_128_digest(chunk)
+        began, chunk = time.monotonic(), data[start : start + CHUNK]
+        found = xxhash.xxh3_128_digest(chunk)
+        anatomy.hashed(len(chunk), began)
         if found != stored[16 * number : 16 * number + 16]:
             return None, False
     # The chunks' own digest is checked too: what is linked now is read with it later.
@@ -143,8 +145,9 @@ def write_pack(
             data = buffers[index]
             if len(data) <= CHUNK:
                 if digests[index] is None:
-                    with anatomy.hashing(len(data)):
-                        digests[index] = digest(data)
+                    began = time.monotonic()
+                    digests[index] = digest(data)
+                    anatomy.hashed(len(data), began)
                 yield data
                 anatomy.written_nbytes += len(data)
                 continue
@@ -153,8 +156,9 @@ def write_pack(
             for start in range(0, len(data), CHUNK):
                 chunk = data[start : start + CHUNK]
                 if known is None:
-                    with anatomy.hashing(len(chunk)):
-                        chunks += xxhash.xxh3_128_digest(chunk)
+                    began = time.monotonic()
+                    chunks += xxhash.xxh3_128_digest(chunk)
+                    anatomy.hashed(len(chunk), began)
                 yield chunk
                 anatomy.written_nbytes += len(chunk)
             digests[index] = known or Digest(xxhash.xxh3_128_hexdigest(chunks), base64.b64encode(chunks).decode())
