@@ -46,8 +46,16 @@ class Saving:
         self._error: BaseException | None = None
 
     def begin(self, pending: mp.PendingSave) -> None:
-        """Go on when the save is over."""
-        pending.add_done_callback(self._end)
+        """Go on when the save is over, but not on the thread that began it: it does not wait for the user's callback."""
+        beginner = threading.current_thread()
+
+        def over(pending: mp.PendingSave) -> None:
+            if threading.current_thread() is beginner:  # it was over already
+                threading.Thread(target=self._end, args=(pending,), name="milepost-orbax-end").start()
+            else:
+                self._end(pending)
+
+        pending.add_done_callback(over)
 
     def _end(self, pending: mp.PendingSave) -> None:
         try:
