@@ -46,7 +46,7 @@ class Saving:
         self._error: BaseException | None = None
 
     def begin(self, pending: mp.PendingSave) -> None:
-        """Go on when the save is over, but not on the thread that began it: it does not wait for the user's callback."""
+        """Go on when the save is over; not on the thread that began it, which does not wait for callbacks."""
         beginner = threading.current_thread()
 
         def over(pending: mp.PendingSave) -> None:
